@@ -1,0 +1,1 @@
+"""The replicated domain: rows, commands, events, and the pure function that turns commands into rows and events."""

@@ -1,0 +1,170 @@
+"""The commands that change the replicated state.
+
+Every command is idempotent by the ids in it, and carries everything that is not a function of the state: time, ids,
+seeds, placement. The first byte of an encoded command is the format version; a struct may only gain fields, at its end
+and with a default (see `DESIGN.md` of this package).
+"""
+
+from typing import TypeAlias
+
+import msgspec
+
+from consensus.state.rows import Failure, Knowledge, MemberStatus, RitualOffer, Row, Tier
+from storage.ids import InstanceId, NodeId, SessionId
+
+
+class Command(Row, kw_only=True, tag_field="command"):
+    """Base of all commands."""
+
+
+class RegisterMember(Command, kw_only=True, tag="register_member"):
+    """A daemon has started, or what it offers has changed. A new `instance_id` for a known node means that the work
+    of the former instance is lost: its leases are requeued in the same command."""
+
+    node_id: NodeId
+    instance_id: InstanceId
+    name: str
+    tier: Tier
+    address: str
+    http_address: str
+    slots: int
+    async_slots: int
+    rituals: dict[str, RitualOffer]
+    software: str
+    at_ms: int
+
+
+class SetMemberStatus(Command, kw_only=True, tag="set_member_status"):
+    """Only for the instance it was decided about; a later registration wins. `dead` and `left` requeue its leases."""
+
+    node_id: NodeId
+    instance_id: InstanceId
+    status: MemberStatus
+    at_ms: int
+
+
+class BranchSpec(Row, kw_only=True):
+    """A branch as submitted."""
+
+    ritual: str
+    task: str
+    parameters: dict[str, object]
+    seed: int
+    timeout_ms: int
+    attempts_max: int
+
+
+class SubmitSession(Command, kw_only=True, tag="submit_session"):
+    session_id: SessionId
+    thought: str
+    branches: list[BranchSpec]
+    consolidation: BranchSpec
+    submitted_by: NodeId
+    at_ms: int
+    main_session_id: SessionId | None = None
+
+
+class CancelSession(Command, kw_only=True, tag="cancel_session"):
+    """Cancels what is not terminal. Cancelling a finished session changes nothing and is answered as it stands."""
+
+    session_id: SessionId
+    reason: str
+    at_ms: int
+
+
+class Assignment(Row, kw_only=True):
+    session_id: SessionId
+    branch_index: int
+    attempt: int
+    """Must be the branch's last attempt + 1, so that a repeated command changes nothing."""
+    node_id: NodeId
+    instance_id: InstanceId
+    deadline_ms: int
+
+
+class AssignBranches(Command, kw_only=True, tag="assign_branches"):
+    """Those that no longer fit (not pending, wrong attempt, node gone) are skipped and counted in the result."""
+
+    assignments: list[Assignment]
+    at_ms: int
+
+
+class Outcome(Row, kw_only=True):
+    """How an attempt ended: exactly one of `knowledge` and `failure` is set."""
+
+    session_id: SessionId
+    branch_index: int
+    attempt: int
+    node_id: NodeId
+    duration_ms: int
+    ritual_version: str
+    knowledge: Knowledge | None = None
+    failure: Failure | None = None
+    is_lost: bool = False
+    """The worker was lost through no fault of the ritual (drain, worker killed by another ritual): counted as a loss."""
+
+
+class CompleteBranches(Command, kw_only=True, tag="complete_branches"):
+    """Records outcomes. A repeated one is a no-op; one of a superseded attempt is refused and kept as evidence."""
+
+    outcomes: list[Outcome]
+    at_ms: int
+
+
+class Requeue(Row, kw_only=True):
+    session_id: SessionId
+    branch_index: int
+    attempt: int
+    failure: Failure
+    is_lost: bool
+    """True: the node is gone. False: the lease ran out."""
+
+
+class RequeueBranches(Command, kw_only=True, tag="requeue_branches"):
+    """Ends attempts from outside: the node is gone or the lease ran out. Skips those that have moved on."""
+
+    requeues: list[Requeue]
+    at_ms: int
+
+
+class Canary(Command, kw_only=True, tag="canary"):
+    """Changes nothing but the row that says when a command last went all the way. Serves readiness, read barriers and
+    as the index at which replicas compare table digests."""
+
+    node_id: NodeId
+    payload: bytes
+    at_ms: int
+
+
+AnyCommand: TypeAlias = (
+    RegisterMember
+    | SetMemberStatus
+    | SubmitSession
+    | CancelSession
+    | AssignBranches
+    | CompleteBranches
+    | RequeueBranches
+    | Canary
+)
+
+
+class Applied(Row, kw_only=True, tag_field="answer", tag="applied"):
+    """The answer of a command that was accepted. Meaning of the fields by command: `changed` counts what it changed
+    (branches assigned, outcomes recorded, ...), `skipped` what no longer fitted."""
+
+    index: int
+    changed: int = 0
+    skipped: int = 0
+
+
+class Refused(Row, kw_only=True, tag_field="answer", tag="refused"):
+    """The answer of a command that was refused; the state is untouched. `code` is stable."""
+
+    index: int
+    code: str
+    message: str
+
+
+Answer: TypeAlias = Applied | Refused
+
+msgspec.msgpack.Decoder(AnyCommand)  # fails at import if two commands could be confused

@@ -1,0 +1,215 @@
+"""The rows of the replicated tables.
+
+Sessions, branches and insights carry the field names of the SQL tables they can be mirrored to
+(`distributed_sessions`, `session_branches`, `consolidated_insights`). Times are UTC milliseconds since the epoch, set
+by whoever proposed the command: nothing here reads a clock. Rows are encoded as arrays, so a later version may only
+append fields, and only with a default.
+"""
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from storage.ids import BranchId, InstanceId, NodeId, SessionId
+
+Json: TypeAlias = Any
+"""None, bool, int, finite float, str, list or dict with str keys; checked where it enters (`storage.codec`)."""
+
+SessionStatus: TypeAlias = Literal["pending", "processing", "completed", "failed", "cancelled"]
+BranchStatus: TypeAlias = Literal["pending", "processing", "completed", "failed", "cancelled"]
+BranchRole: TypeAlias = Literal["branch", "consolidation"]
+AttemptStatus: TypeAlias = Literal["processing", "completed", "failed", "lost", "cancelled", "superseded"]
+MemberStatus: TypeAlias = Literal["alive", "dead", "left"]
+Tier: TypeAlias = Literal["core", "edge", "leaf"]
+RitualKind: TypeAlias = Literal["async", "cpu"]
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """Immutable; changed with `msgspec.structs.replace`."""
+
+
+class RitualOffer(Row, kw_only=True):
+    """A ritual that a member can execute."""
+
+    version: str
+    kind: RitualKind
+
+
+class Member(Row, kw_only=True):
+    """A node that has registered. `instance_id` changes at every start of its daemon."""
+
+    node_id: NodeId
+    instance_id: InstanceId
+    name: str
+    tier: Tier
+    address: str
+    """host:port of its link listener as it announced it; a hint, never an identity."""
+    http_address: str
+    """host:port of its status port; may be loopback."""
+    slots: int
+    """CPU rituals it executes at the same time."""
+    async_slots: int
+    """Async rituals it executes at the same time."""
+    rituals: dict[str, RitualOffer]
+    software: str
+    """Version of meshnode it runs."""
+    status: MemberStatus = "alive"
+    joined_at_ms: int = 0
+    status_changed_at_ms: int = 0
+
+
+class Failure(Row, kw_only=True):
+    """Why something failed, for a person: `code` is stable, `message` says what happened and what to do."""
+
+    code: str
+    message: str
+
+
+class Session(Row, kw_only=True):
+    id: SessionId
+    thought: str
+    main_session_id: SessionId | None = None
+    status: SessionStatus = "pending"
+    total_branches: int
+    consolidation: str
+    """Name of the ritual that consolidates."""
+    submit_index: int
+    """Log index of its submission: orders sessions and the queue."""
+    body_digest: bytes
+    """Of the submitted body: the same id with the same body is answered, with another body refused."""
+    submitted_by: NodeId
+    rev: int
+    """Log index of the last change."""
+    pending: int = 0
+    processing: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    total_patterns: int = 0
+    total_connections: int = 0
+    novelty_sum: float = 0.0
+    duration_sum_ms: int = 0
+    """Sum of the durations of completed branches; over the wall time it is the parallel efficiency."""
+    parallel_efficiency: float | None = None
+    failure: Failure | None = None
+    created_at_ms: int = 0
+    started_at_ms: int | None = None
+    completed_at_ms: int | None = None
+    """When it became completed, failed or cancelled."""
+
+
+class Branch(Row, kw_only=True):
+    """One parallel part of a session. The consolidation is a branch too: index `total_branches`, role
+    `consolidation`; it is assigned, leased and recorded like any other and left out of lists of branches."""
+
+    id: BranchId
+    session_id: SessionId
+    branch_index: int
+    role: BranchRole = "branch"
+    ritual: str
+    task: str
+    parameters: dict[str, Json]
+    seed: int
+    """64-bit; the ritual's source of randomness, so that a repeated attempt repeats."""
+    timeout_ms: int
+    """A single attempt may take this long."""
+    attempts_max: int
+    """Failed attempts before the branch fails."""
+    rev: int
+    status: BranchStatus = "pending"
+    attempt: int = 0
+    """Number of the current or last attempt; 0 before the first. Given to the ritual as its fencing token."""
+    node_id: NodeId | None = None
+    """Where the current or last attempt executes."""
+    instance_id: InstanceId | None = None
+    deadline_ms: int | None = None
+    """End of the lease while processing."""
+    failures: int = 0
+    losses: int = 0
+    """Attempts lost with their node; counted apart, because the ritual is hardly to blame."""
+    created_at_ms: int = 0
+    started_at_ms: int | None = None
+    completed_at_ms: int | None = None
+    duration_ms: int | None = None
+    ritual_version: str | None = None
+    patterns_found: int = 0
+    connections_found: int = 0
+    novelty_score: float = 0.0
+    failure: Failure | None = None
+
+
+class Knowledge(Row, kw_only=True):
+    """What a ritual returns. Stored apart from the branch, because lists of branches do not need it."""
+
+    patterns: list[str] = []
+    connections: list[tuple[str, str]] = []
+    novelty: float = 0.0
+    """0 to 1."""
+    score: float | None = None
+    """Ranks outcomes of the same session; higher is better."""
+    summary: str = ""
+    """One line for a person."""
+    result: Json = None
+
+
+class Attempt(Row, kw_only=True):
+    """One execution of a branch on one node; kept as evidence."""
+
+    session_id: SessionId
+    branch_index: int
+    attempt: int
+    node_id: NodeId
+    instance_id: InstanceId
+    status: AttemptStatus = "processing"
+    started_at_ms: int = 0
+    ended_at_ms: int | None = None
+    duration_ms: int | None = None
+    failure: Failure | None = None
+    late_result_digest: bytes | None = None
+    """Digest of a result that arrived after the attempt had been superseded and was refused."""
+
+
+class Insight(Row, kw_only=True):
+    """The consolidated knowledge of a session. Totals are counted by the state machine, the rest is written by the
+    consolidation ritual. Provenance is not stored: it is read from the branches that fed it."""
+
+    id: str
+    session_id: SessionId
+    total_patterns: int
+    total_connections: int
+    average_novelty: float
+    synthesis: str
+    emergent_patterns: list[str]
+    next_steps: list[str]
+    ranking: list[Json]
+    """Best first; each a map with at least `branch_index`, `task` and `score`."""
+    details: Json
+    """Whatever else the consolidation ritual returned."""
+    branches_used: int
+    branches_failed: int
+    ritual: str
+    ritual_version: str
+    created_at_ms: int
+
+
+class QueueEntry(Row, kw_only=True):
+    """A pending branch, in the order in which it will be assigned."""
+
+    session_id: SessionId
+    branch_index: int
+    ritual: str
+    timeout_ms: int
+    avoid: NodeId | None = None
+    """Where the last attempt failed or was lost; another node is preferred."""
+
+
+class Lease(Row, kw_only=True):
+    """A processing branch: who executes it and until when."""
+
+    session_id: SessionId
+    branch_index: int
+    ritual: str
+    attempt: int
+    node_id: NodeId
+    instance_id: InstanceId
+    deadline_ms: int

@@ -1,0 +1,1 @@
+"""Runs: the daemon. The only package that sees both `mesh` and `consensus`."""
