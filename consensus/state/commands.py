@@ -13,11 +13,11 @@ from consensus.state.rows import Failure, Knowledge, MemberStatus, RitualOffer, 
 from storage.ids import InstanceId, NodeId, SessionId
 
 
-class Command(Row, kw_only=True, tag_field="command"):
+class Command(Row, frozen=True, kw_only=True, tag_field="command"):
     """Base of all commands."""
 
 
-class RegisterMember(Command, kw_only=True, tag="register_member"):
+class RegisterMember(Command, frozen=True, kw_only=True, tag="register_member"):
     """A daemon has started, or what it offers has changed. A new `instance_id` for a known node means that the work
     of the former instance is lost: its leases are requeued in the same command."""
 
@@ -34,7 +34,7 @@ class RegisterMember(Command, kw_only=True, tag="register_member"):
     at_ms: int
 
 
-class SetMemberStatus(Command, kw_only=True, tag="set_member_status"):
+class SetMemberStatus(Command, frozen=True, kw_only=True, tag="set_member_status"):
     """Only for the instance it was decided about; a later registration wins. `dead` and `left` requeue its leases."""
 
     node_id: NodeId
@@ -43,7 +43,7 @@ class SetMemberStatus(Command, kw_only=True, tag="set_member_status"):
     at_ms: int
 
 
-class BranchSpec(Row, kw_only=True):
+class BranchSpec(Row, frozen=True, kw_only=True):
     """A branch as submitted."""
 
     ritual: str
@@ -54,7 +54,7 @@ class BranchSpec(Row, kw_only=True):
     attempts_max: int
 
 
-class SubmitSession(Command, kw_only=True, tag="submit_session"):
+class SubmitSession(Command, frozen=True, kw_only=True, tag="submit_session"):
     session_id: SessionId
     thought: str
     branches: list[BranchSpec]
@@ -64,7 +64,7 @@ class SubmitSession(Command, kw_only=True, tag="submit_session"):
     main_session_id: SessionId | None = None
 
 
-class CancelSession(Command, kw_only=True, tag="cancel_session"):
+class CancelSession(Command, frozen=True, kw_only=True, tag="cancel_session"):
     """Cancels what is not terminal. Cancelling a finished session changes nothing and is answered as it stands."""
 
     session_id: SessionId
@@ -72,7 +72,7 @@ class CancelSession(Command, kw_only=True, tag="cancel_session"):
     at_ms: int
 
 
-class Assignment(Row, kw_only=True):
+class Assignment(Row, frozen=True, kw_only=True):
     session_id: SessionId
     branch_index: int
     attempt: int
@@ -82,14 +82,14 @@ class Assignment(Row, kw_only=True):
     deadline_ms: int
 
 
-class AssignBranches(Command, kw_only=True, tag="assign_branches"):
+class AssignBranches(Command, frozen=True, kw_only=True, tag="assign_branches"):
     """Those that no longer fit (not pending, wrong attempt, node gone) are skipped and counted in the result."""
 
     assignments: list[Assignment]
     at_ms: int
 
 
-class Outcome(Row, kw_only=True):
+class Outcome(Row, frozen=True, kw_only=True):
     """How an attempt ended: exactly one of `knowledge` and `failure` is set."""
 
     session_id: SessionId
@@ -104,14 +104,14 @@ class Outcome(Row, kw_only=True):
     """The worker was lost through no fault of the ritual (drain, worker killed by another ritual): counted as a loss."""
 
 
-class CompleteBranches(Command, kw_only=True, tag="complete_branches"):
+class CompleteBranches(Command, frozen=True, kw_only=True, tag="complete_branches"):
     """Records outcomes. A repeated one is a no-op; one of a superseded attempt is refused and kept as evidence."""
 
     outcomes: list[Outcome]
     at_ms: int
 
 
-class Requeue(Row, kw_only=True):
+class Requeue(Row, frozen=True, kw_only=True):
     session_id: SessionId
     branch_index: int
     attempt: int
@@ -120,14 +120,14 @@ class Requeue(Row, kw_only=True):
     """True: the node is gone. False: the lease ran out."""
 
 
-class RequeueBranches(Command, kw_only=True, tag="requeue_branches"):
+class RequeueBranches(Command, frozen=True, kw_only=True, tag="requeue_branches"):
     """Ends attempts from outside: the node is gone or the lease ran out. Skips those that have moved on."""
 
     requeues: list[Requeue]
     at_ms: int
 
 
-class Canary(Command, kw_only=True, tag="canary"):
+class Canary(Command, frozen=True, kw_only=True, tag="canary"):
     """Changes nothing but the row that says when a command last went all the way. Serves readiness, read barriers and
     as the index at which replicas compare table digests."""
 
@@ -148,7 +148,7 @@ AnyCommand: TypeAlias = (
 )
 
 
-class Applied(Row, kw_only=True, tag_field="answer", tag="applied"):
+class Applied(Row, frozen=True, kw_only=True, tag_field="answer", tag="applied"):
     """The answer of a command that was accepted. Meaning of the fields by command: `changed` counts what it changed
     (branches assigned, outcomes recorded, ...), `skipped` what no longer fitted."""
 
@@ -157,7 +157,7 @@ class Applied(Row, kw_only=True, tag_field="answer", tag="applied"):
     skipped: int = 0
 
 
-class Refused(Row, kw_only=True, tag_field="answer", tag="refused"):
+class Refused(Row, frozen=True, kw_only=True, tag_field="answer", tag="refused"):
     """The answer of a command that was refused; the state is untouched. `code` is stable."""
 
     index: int

@@ -7,43 +7,43 @@ from consensus.state.rows import Failure, MemberStatus, Row
 from storage.ids import InstanceId, NodeId, SessionId
 
 
-class Event(Row, kw_only=True, tag_field="event"):
+class Event(Row, frozen=True, kw_only=True, tag_field="event"):
     at_ms: int
 
 
-class MemberRegistered(Event, kw_only=True, tag="member_registered"):
+class MemberRegistered(Event, frozen=True, kw_only=True, tag="member_registered"):
     node_id: NodeId
     instance_id: InstanceId
     name: str
 
 
-class MemberStatusChanged(Event, kw_only=True, tag="member_status_changed"):
+class MemberStatusChanged(Event, frozen=True, kw_only=True, tag="member_status_changed"):
     node_id: NodeId
     status: MemberStatus
 
 
-class SessionSubmitted(Event, kw_only=True, tag="session_submitted"):
+class SessionSubmitted(Event, frozen=True, kw_only=True, tag="session_submitted"):
     session_id: SessionId
     total_branches: int
 
 
-class SessionCompleted(Event, kw_only=True, tag="session_completed"):
+class SessionCompleted(Event, frozen=True, kw_only=True, tag="session_completed"):
     """Its insight is recorded."""
 
     session_id: SessionId
 
 
-class SessionFailed(Event, kw_only=True, tag="session_failed"):
+class SessionFailed(Event, frozen=True, kw_only=True, tag="session_failed"):
     session_id: SessionId
     failure: Failure
 
 
-class SessionCancelled(Event, kw_only=True, tag="session_cancelled"):
+class SessionCancelled(Event, frozen=True, kw_only=True, tag="session_cancelled"):
     session_id: SessionId
     reason: str
 
 
-class BranchAssigned(Event, kw_only=True, tag="branch_assigned"):
+class BranchAssigned(Event, frozen=True, kw_only=True, tag="branch_assigned"):
     session_id: SessionId
     branch_index: int
     attempt: int
@@ -51,7 +51,7 @@ class BranchAssigned(Event, kw_only=True, tag="branch_assigned"):
     instance_id: InstanceId
 
 
-class BranchCompleted(Event, kw_only=True, tag="branch_completed"):
+class BranchCompleted(Event, frozen=True, kw_only=True, tag="branch_completed"):
     session_id: SessionId
     branch_index: int
     attempt: int
@@ -59,7 +59,7 @@ class BranchCompleted(Event, kw_only=True, tag="branch_completed"):
     duration_ms: int
 
 
-class BranchFailed(Event, kw_only=True, tag="branch_failed"):
+class BranchFailed(Event, frozen=True, kw_only=True, tag="branch_failed"):
     """Terminal: no attempt is left."""
 
     session_id: SessionId
@@ -68,7 +68,7 @@ class BranchFailed(Event, kw_only=True, tag="branch_failed"):
     failure: Failure
 
 
-class BranchRequeued(Event, kw_only=True, tag="branch_requeued"):
+class BranchRequeued(Event, frozen=True, kw_only=True, tag="branch_requeued"):
     """The attempt is over, another will follow."""
 
     session_id: SessionId
@@ -78,7 +78,7 @@ class BranchRequeued(Event, kw_only=True, tag="branch_requeued"):
     failure: Failure
 
 
-class BranchCancelled(Event, kw_only=True, tag="branch_cancelled"):
+class BranchCancelled(Event, frozen=True, kw_only=True, tag="branch_cancelled"):
     """`node_id` and `attempt` say what to stop, if it was processing."""
 
     session_id: SessionId
@@ -102,7 +102,7 @@ AnyEvent: TypeAlias = (
 )
 
 
-class Numbered(Row, kw_only=True):
+class Numbered(Row, frozen=True, kw_only=True):
     """An event with its number `index.position`."""
 
     index: int

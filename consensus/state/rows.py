@@ -28,14 +28,14 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     """Immutable; changed with `msgspec.structs.replace`."""
 
 
-class RitualOffer(Row, kw_only=True):
+class RitualOffer(Row, frozen=True, kw_only=True):
     """A ritual that a member can execute."""
 
     version: str
     kind: RitualKind
 
 
-class Member(Row, kw_only=True):
+class Member(Row, frozen=True, kw_only=True):
     """A node that has registered. `instance_id` changes at every start of its daemon."""
 
     node_id: NodeId
@@ -58,14 +58,14 @@ class Member(Row, kw_only=True):
     status_changed_at_ms: int = 0
 
 
-class Failure(Row, kw_only=True):
+class Failure(Row, frozen=True, kw_only=True):
     """Why something failed, for a person: `code` is stable, `message` says what happened and what to do."""
 
     code: str
     message: str
 
 
-class Session(Row, kw_only=True):
+class Session(Row, frozen=True, kw_only=True):
     id: SessionId
     thought: str
     main_session_id: SessionId | None = None
@@ -98,7 +98,7 @@ class Session(Row, kw_only=True):
     """When it became completed, failed or cancelled."""
 
 
-class Branch(Row, kw_only=True):
+class Branch(Row, frozen=True, kw_only=True):
     """One parallel part of a session. The consolidation is a branch too: index `total_branches`, role
     `consolidation`; it is assigned, leased and recorded like any other and left out of lists of branches."""
 
@@ -138,7 +138,7 @@ class Branch(Row, kw_only=True):
     failure: Failure | None = None
 
 
-class Knowledge(Row, kw_only=True):
+class Knowledge(Row, frozen=True, kw_only=True):
     """What a ritual returns. Stored apart from the branch, because lists of branches do not need it."""
 
     patterns: list[str] = []
@@ -152,7 +152,7 @@ class Knowledge(Row, kw_only=True):
     result: Json = None
 
 
-class Attempt(Row, kw_only=True):
+class Attempt(Row, frozen=True, kw_only=True):
     """One execution of a branch on one node; kept as evidence."""
 
     session_id: SessionId
@@ -169,7 +169,7 @@ class Attempt(Row, kw_only=True):
     """Digest of a result that arrived after the attempt had been superseded and was refused."""
 
 
-class Insight(Row, kw_only=True):
+class Insight(Row, frozen=True, kw_only=True):
     """The consolidated knowledge of a session. Totals are counted by the state machine, the rest is written by the
     consolidation ritual. Provenance is not stored: it is read from the branches that fed it."""
 
@@ -192,18 +192,21 @@ class Insight(Row, kw_only=True):
     created_at_ms: int
 
 
-class QueueEntry(Row, kw_only=True):
+class QueueEntry(Row, frozen=True, kw_only=True):
     """A pending branch, in the order in which it will be assigned."""
 
     session_id: SessionId
     branch_index: int
     ritual: str
+    attempt: int
+    """Number that the next attempt will have."""
     timeout_ms: int
+    role: BranchRole = "branch"
     avoid: NodeId | None = None
     """Where the last attempt failed or was lost; another node is preferred."""
 
 
-class Lease(Row, kw_only=True):
+class Lease(Row, frozen=True, kw_only=True):
     """A processing branch: who executes it and until when."""
 
     session_id: SessionId

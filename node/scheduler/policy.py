@@ -1,0 +1,188 @@
+"""Decides, on the leader, what should happen next to members, leases and the queue.
+
+Pure: a view of the replicated state and of the links goes in, commands come out. Everything is derived from replicated
+state, so a new leader carries on without a hand-over; a decision that has been overtaken is skipped when it is applied.
+
+Rules:
+- a member without a link is dead after `SILENCE_MS` (after `CLOSED_MS` when its end of the link was closed: its process
+  is gone); its leases are lost with it. The leader never judges itself, and a new leader waits the full time first.
+- a lease past its deadline is requeued: no branch waits for ever, whatever a node does.
+- the queue is served in order; an entry that fits nowhere now does not hold up those behind it.
+- a node gets no more than its free slots; the least loaded comes first; where the last attempt failed comes last.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from consensus.state.commands import (
+    AnyCommand,
+    AssignBranches,
+    Assignment,
+    Requeue,
+    RequeueBranches,
+    SetMemberStatus,
+)
+from consensus.state.rows import Failure, Lease, Member, MemberStatus, QueueEntry, RitualKind
+from storage.ids import NodeId
+
+SILENCE_MS = 4_000
+"""Without a link this long: dead. Longer than a re-dial with back-off, shorter than a person's patience."""
+
+CLOSED_MS = 1_500
+"""The same when the peer's side closed the link: the process has ended, and a quick restart still gets in first."""
+
+LEASE_GRACE_MS = 5_000
+"""Added to the timeout that the executing node enforces itself: its own, better explained verdict comes first."""
+
+ASSIGN_BATCH_MAX = 512
+"""Branches in one command; about 60 KiB, far below the command cap."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkView:
+    """What the leader knows of its link to a member. `since_ms`: for how long it has been so."""
+
+    is_up: bool
+    since_ms: int
+    is_closed_by_peer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a decision is based on. `queue` is the head of the queue, in order; `leases` is all of them."""
+
+    node_id: NodeId
+    leader_for_ms: int
+    members: Sequence[Member]
+    links: Mapping[NodeId, LinkView]
+    queue: Sequence[QueueEntry]
+    leases: Sequence[Lease]
+
+
+@dataclass(slots=True)
+class _Capacity:
+    """Free places of one member while a batch is being filled."""
+
+    member: Member
+    busy: dict[RitualKind, int] = field(default_factory=lambda: {"cpu": 0, "async": 0})
+
+    def slots(self, kind: RitualKind) -> int:
+        return self.member.slots if kind == "cpu" else self.member.async_slots
+
+    def load(self, kind: RitualKind) -> float:
+        return self.busy[kind] / self.slots(kind)
+
+    def has_room(self, kind: RitualKind) -> bool:
+        return self.busy[kind] < self.slots(kind)
+
+
+def decide(view: View, now_ms: int) -> list[AnyCommand]:
+    """The commands to propose now, in order. Empty when there is nothing to do."""
+    verdicts = judge_members(view, now_ms)
+    commands: list[AnyCommand] = list(verdicts)
+    overdue = overdue_leases(view.leases, now_ms)
+    if overdue:
+        commands.append(RequeueBranches(requeues=overdue, at_ms=now_ms))
+    assignments = place(view, {verdict.node_id for verdict in verdicts if verdict.status == "dead"}, now_ms)
+    if assignments:
+        commands.append(AssignBranches(assignments=assignments, at_ms=now_ms))
+    return commands
+
+
+def judge_members(view: View, now_ms: int) -> list[SetMemberStatus]:
+    """Who has died, and who is back although counted as dead. Only changes are answered."""
+    verdicts = []
+    for member in view.members:
+        if member.status == "left":
+            continue
+        link = view.links.get(member.node_id)
+        is_here = member.node_id == view.node_id or (link is not None and link.is_up)
+        verdict: MemberStatus
+        if is_here:
+            verdict = "alive"
+        else:
+            patience_ms = CLOSED_MS if link is not None and link.is_closed_by_peer else SILENCE_MS
+            silent_ms = view.leader_for_ms if link is None else min(link.since_ms, view.leader_for_ms)
+            verdict = "dead" if silent_ms >= patience_ms else member.status
+        if verdict != member.status:
+            verdicts.append(
+                SetMemberStatus(
+                    node_id=member.node_id, instance_id=member.instance_id, status=verdict, at_ms=now_ms
+                )
+            )
+    return verdicts
+
+
+def overdue_leases(leases: Sequence[Lease], now_ms: int) -> list[Requeue]:
+    """Leases that have run out: the node has neither answered nor been given up."""
+    failure = Failure(
+        code="lease_expired",
+        message="the node did not report before the lease ran out; raise timeout_s if the ritual needs longer",
+    )
+    return [
+        Requeue(
+            session_id=lease.session_id,
+            branch_index=lease.branch_index,
+            attempt=lease.attempt,
+            failure=failure,
+            is_lost=False,
+        )
+        for lease in leases
+        if lease.deadline_ms <= now_ms
+    ]
+
+
+def place(view: View, dead: set[NodeId], now_ms: int) -> list[Assignment]:
+    """Fills the free places of the members that are alive and linked, in queue order."""
+    capacities: dict[NodeId, _Capacity] = {}
+    for member in view.members:
+        link = view.links.get(member.node_id)
+        is_linked = member.node_id == view.node_id or (link is not None and link.is_up)
+        if member.status == "alive" and is_linked and member.node_id not in dead:
+            capacities[member.node_id] = _Capacity(member)
+    for lease in view.leases:
+        capacity = capacities.get(lease.node_id)
+        if capacity is not None and lease.ritual in capacity.member.rituals:
+            capacity.busy[capacity.member.rituals[lease.ritual].kind] += 1
+
+    assignments: list[Assignment] = []
+    for entry in view.queue:
+        if len(assignments) == ASSIGN_BATCH_MAX:
+            break
+        chosen = _choose(entry, capacities.values(), view.node_id)
+        if chosen is None:
+            continue
+        chosen.busy[chosen.member.rituals[entry.ritual].kind] += 1
+        assignments.append(
+            Assignment(
+                session_id=entry.session_id,
+                branch_index=entry.branch_index,
+                attempt=entry.attempt,
+                node_id=chosen.member.node_id,
+                instance_id=chosen.member.instance_id,
+                deadline_ms=now_ms + entry.timeout_ms + LEASE_GRACE_MS,
+            )
+        )
+    return assignments
+
+
+def _choose(entry: QueueEntry, capacities: Iterable[_Capacity], leader: NodeId) -> _Capacity | None:
+    """The least loaded member that offers the ritual and has room; `avoid` only if there is no other. Equal load: a
+    consolidation and async work stay with the leader, which holds the results and is one hop nearer; CPU work goes
+    elsewhere first, because the leader has the mesh to run."""
+    best: _Capacity | None = None
+    best_rank: tuple[bool, float, bool, str] | None = None
+    for capacity in capacities:
+        offer = capacity.member.rituals.get(entry.ritual)
+        if offer is None or not capacity.has_room(offer.kind):
+            continue
+        is_leader = capacity.member.node_id == leader
+        rank = (
+            capacity.member.node_id == entry.avoid,
+            capacity.load(offer.kind),
+            is_leader if offer.kind == "cpu" else not is_leader,
+            capacity.member.node_id,
+        )
+        if best_rank is None or rank < best_rank:
+            best, best_rank = capacity, rank
+    return best
