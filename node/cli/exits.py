@@ -1,0 +1,33 @@
+"""Exit codes of the `meshnode` command; stable, for scripts."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+    TIMEOUT = 5
+    INTERRUPTED = 130
+
+
+MEANING = {
+    Exit.OK: "done",
+    Exit.FAILED: "refused or failed (a session that failed, a check that failed)",
+    Exit.USAGE: "wrong usage or configuration",
+    Exit.UNREACHABLE: "no node could be reached",
+    Exit.NOT_FOUND: "no such session, ritual or node",
+    Exit.TIMEOUT: "not finished within --timeout",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C",
+}
+
+
+class CommandError(Exception):
+    """Ends a command: shown as `error: message` and, if there is one, `fix: ...`."""
+
+    def __init__(self, message: str, exit_code: Exit, fix: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.fix = fix

@@ -1,0 +1,214 @@
+"""The `meshnode` command: reads the arguments and hands over to the command's module.
+
+Everything heavy is imported by the command that needs it, so that `--help` and the client commands start at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from node import __version__
+from node.cli.exits import MEANING, CommandError, Exit
+
+_EPILOG = (
+    "exit codes:\n"
+    + "\n".join(f"  {code.value:<4} {meaning}" for code, meaning in MEANING.items())
+    + """
+
+environment:
+  MESHNODE_URL, MESHNODE_TOKEN_FILE, MESHNODE_TIMEOUT   defaults of --url, --token-file, --timeout
+  MESHNODE_<SECTION>_<KEY>                              overrides a key of the configuration, e.g. MESHNODE_MESH_PORT
+  NO_COLOR                                              no colours
+"""
+)
+
+_SUBMIT_EPILOG = """examples:
+  meshnode session submit --ritual echo --task hello --task world --wait
+  meshnode session submit --ritual wait --task a --param seconds=2 --watch
+  meshnode session submit --branches-from debt_scenario --thought "Which policy mix holds?" --watch
+  meshnode session submit --branches-from reflect ./documents --watch
+  meshnode session submit session.json
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code (`node.cli.exits`)."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(_run(arguments, parser))
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.fix:
+            print(f"fix: {error.fix}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(Exit.INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `meshnode session list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Exit.OK)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="meshnode",
+        description="Turns the machines you already have into one compute mesh.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"meshnode {__version__}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="run a node with this configuration")
+    parser.add_argument("--check", action="store_true", help="with --config: check the configuration and stop")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    client = _client_options()
+    _add(commands, "status", "the state of the node that answers", client)
+    _add(commands, "nodes", "the members of the mesh", client)
+    _add_session(commands, client)
+    ritual = commands.add_parser("ritual", help="what the mesh can execute", allow_abbrev=False)
+    rituals = ritual.add_subparsers(dest="action", metavar="action", required=True)
+    _add(rituals, "list", "names and versions", client)
+    _add(rituals, "show", "one ritual and its parameters", client).add_argument("name")
+    secret = commands.add_parser("secret", help="the secret that the nodes of a mesh share", allow_abbrev=False)
+    secrets = secret.add_subparsers(dest="action", metavar="action", required=True)
+    new = secrets.add_parser("new", help="make a secret; refuses to overwrite one", allow_abbrev=False)
+    new.add_argument("file", nargs="?", type=Path, default=Path("~/.config/meshnode/secret"), metavar="FILE")
+    doctor = commands.add_parser("doctor", help="check this machine: network, clock, disk, rights", allow_abbrev=False)
+    doctor.add_argument("--config", dest="doctor_config", type=Path, metavar="FILE", help="check for this one")
+    doctor.add_argument("--url", help="ask this node for the mesh's clocks (default: the configured one)")
+    doctor.add_argument("--interface", action="append", metavar="NAME", help="test multicast on this interface only")
+    doctor.add_argument("--json", action="store_true", help="answer in JSON")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    parent: argparse.ArgumentParser,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        parents=[parent],
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _client_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    group = options.add_argument_group("talking to a node")
+    group.add_argument("--url", help="any node, or several separated by commas (default: http://127.0.0.1:7780)")
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the API token")
+    group.add_argument("--timeout", type=_seconds, metavar="S", help="give up after so many seconds")
+    group.add_argument("--json", action="store_true", help="answer in JSON")
+    return options
+
+
+def _add_session(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", client: argparse.ArgumentParser
+) -> None:
+    session = commands.add_parser("session", help="submit work and follow it", allow_abbrev=False)
+    actions = session.add_subparsers(dest="action", metavar="action", required=True)
+    submit = _add(actions, "submit", "submit a session", client, _SUBMIT_EPILOG)
+    submit.add_argument("file", nargs="?", metavar="FILE", help="session as JSON; - reads standard input")
+    submit.add_argument("--ritual", metavar="NAME", help="ritual of the branches given with --task")
+    submit.add_argument("--task", action="append", metavar="T", help="one branch; may be repeated")
+    submit.add_argument("--param", action="append", metavar="K=V", help="parameter of all branches; V is JSON or text")
+    submit.add_argument(
+        "--branches-from", nargs="+", metavar=("RITUAL", "ARG"), help="branches made by a ritual, e.g. reflect FOLDER"
+    )
+    submit.add_argument("--thought", help="the question that the session answers")
+    submit.add_argument("--id", metavar="UUID", help="session id; submitting it twice is harmless")
+    submit.add_argument("--attempts", type=int, metavar="N", help="failed attempts before a branch fails")
+    submit.add_argument("--branch-timeout", type=_seconds, metavar="S", help="seconds one attempt may take")
+    follow = submit.add_mutually_exclusive_group()
+    follow.add_argument("--wait", action="store_true", help="wait for the end and print the insight")
+    follow.add_argument("--watch", action="store_true", help="show the progress, then print the insight")
+    _add(actions, "watch", "follow a session until it ends", client).add_argument("id", metavar="ID")
+    listing = _add(actions, "list", "sessions, newest first", client)
+    listing.add_argument("--limit", type=int, default=20, metavar="N", help="so many at most (default: 20)")
+    listing.add_argument(
+        "--status", choices=["pending", "processing", "completed", "failed", "cancelled"], help="only these"
+    )
+    show = _add(actions, "show", "one session and its insight", client)
+    show.add_argument("id", metavar="ID")
+    show.add_argument("--branches", action="store_true", help="list its branches too")
+    cancel = _add(actions, "cancel", "cancel what has not finished", client)
+    cancel.add_argument("id", metavar="ID")
+    cancel.add_argument("--reason", default="cancelled by its user", help="recorded with the session")
+
+
+def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if arguments.command is not None and (arguments.config is not None or arguments.check):
+        parser.error("--config and --check belong to the daemon, not to a command")
+    match arguments.command:
+        case None:
+            if arguments.config is None:
+                parser.print_help(sys.stderr)
+                return Exit.USAGE
+            return _daemon(arguments.config, is_check=arguments.check)
+        case "secret":
+            from node.cli import secret
+
+            return secret.new(arguments.file)
+        case "doctor":
+            from node.cli.doctor import command
+
+            return command.run(arguments)
+        case "session":
+            from node.cli import sessions
+
+            return sessions.run(arguments)
+        case _:
+            from node.cli import cluster
+
+            return cluster.run(arguments)
+
+
+def _daemon(path: Path, *, is_check: bool) -> int:
+    from node.config import ConfigError, check_files, describe, load
+
+    try:
+        config = load(path, os.environ)
+        if is_check:
+            try:
+                check_files(config)
+            except ConfigError as error:  # the configuration is right; the machine is not prepared yet
+                print(f"warning: {error}", file=sys.stderr)
+            if config.node.tier != "core":
+                print(f"warning: {_not_yet(config.node.tier)}", file=sys.stderr)
+            print(f"ok: {describe(config)}")
+            return Exit.OK
+        if config.node.tier != "core":
+            raise ConfigError(f"{path}: [node] tier: found {config.node.tier!r}: {_not_yet(config.node.tier)}")
+        check_files(config)
+    except ConfigError as error:
+        raise CommandError(str(error), Exit.USAGE) from None
+    from node import logs
+
+    logs.configure(config.log.level, config.log.format)
+    from node.app import run
+
+    return run(config)
+
+
+def _not_yet(tier: str) -> str:
+    return f'{tier} nodes come in a later version and cannot be started yet; use tier = "core"'
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 10_000_000:
+        raise ValueError(text)
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

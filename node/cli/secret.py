@@ -1,0 +1,28 @@
+"""`meshnode secret new`: makes the file that the nodes of a mesh share."""
+
+from pathlib import Path
+
+from node.cli.exits import CommandError, Exit
+
+
+def new(file: Path) -> int:
+    """Makes a secret in `file`, readable by its owner only; never overwrites."""
+    from mesh.trust import MeshSecret
+
+    path = file.expanduser()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            raise FileExistsError
+        MeshSecret.new().save(path)
+    except FileExistsError:
+        raise CommandError(
+            f"{path} exists already and is not overwritten",
+            Exit.FAILED,
+            "copy that file to your other machines, or name another file: meshnode secret new FILE",
+        ) from None
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}", Exit.FAILED, "name another file") from None
+    print(f"made {path}")
+    print("Copy it to every machine of the mesh (for example with scp) and keep it readable by its owner only.")
+    return Exit.OK
