@@ -1,0 +1,470 @@
+"""One LMDB environment in one directory: opened only when sound, durable at every commit, growing before it is full.
+
+The rules. One process (a lock file), one write transaction at a time, every commit synced. Writes never happen on a
+thread that runs an event loop, because they wait for the disk. Snapshots are short. LMDB can change the size of its map
+only while this process has no transaction open, so `begin_write` grows in good time and lets snapshots wait meanwhile.
+"""
+
+import asyncio
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Condition, Lock, get_ident
+from typing import Any
+
+import lmdb
+import msgspec
+
+from storage import codec, datafile
+from storage.errors import (
+    CodecError,
+    CorruptStore,
+    DiskFailed,
+    DiskFull,
+    ForeignStore,
+    MapExhausted,
+    NewerFormat,
+    ReadersExhausted,
+    StorageError,
+    StoreClosed,
+)
+from storage.limits import (
+    CLOSE_WAIT_S,
+    DISK_RESERVE_BYTES,
+    GROWTH_WAIT_S,
+    MAP_BYTES_INITIAL,
+    MAP_BYTES_MAX,
+    MAP_HEADROOM_DIVISOR,
+    READERS_MAX,
+)
+from storage.lmdb_transaction import LmdbTransaction
+from storage.lock import DirectoryLock
+from storage.transactions import StoreStatistics
+
+FORMAT = 1
+"""Of everything this product keeps in an environment. Raised when an older version would misread or destroy data."""
+ENGINE = "lmdb-0.9"
+APPLICATION = "meshnode"
+
+_META_TABLE = "_meta"
+_META_KEY = b"store"
+_DATA_FILE, _LMDB_LOCK_FILE, _NEW_DIRECTORY = "data.mdb", "lock.mdb", ".new"
+_TABLES_SPARE = 16  # sub-databases beyond those named: cheap, and an environment may hold tables we do not open
+# py-lmdb 3 bundles two engines; the environment variable LMDB_DEFAULT_LIB_VERSION must not choose for us.
+_ENGINE_CHOICE: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
+
+
+class MetaRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Written when the environment is made, never changed."""
+
+    application: str
+    format: int
+    engine: str
+    software: str
+    created_at_ms: int
+
+
+class Environment:
+    """See `storage.transactions.Store`; made by `open`."""
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        tables: Sequence[str],
+        *,
+        software: str = "",
+        map_bytes: int = MAP_BYTES_INITIAL,
+        map_bytes_max: int = MAP_BYTES_MAX,
+        disk_reserve_bytes: int = DISK_RESERVE_BYTES,
+    ) -> "Environment":
+        """Open the environment in directory `path`, or make one there.
+
+        `software` is recorded when it is made. Raises StoreLocked, CorruptStore, ForeignStore, NewerFormat, DiskFull,
+        or plain StorageError (permissions...); the directory's data is not changed then.
+        """
+        assert _META_TABLE not in tables
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _os_error(error, path) from error
+        lock = DirectoryLock(path)
+        try:
+            return cls(path, tables, software, map_bytes, map_bytes_max, disk_reserve_bytes, lock)
+        except OSError as error:
+            lock.release()
+            raise _os_error(error, path) from error
+        except BaseException:
+            lock.release()
+            raise
+
+    def __init__(
+        self,
+        path: Path,
+        tables: Sequence[str],
+        software: str,
+        map_bytes: int,
+        map_bytes_max: int,
+        disk_reserve_bytes: int,
+        lock: DirectoryLock,
+    ) -> None:
+        """Private: use `open`."""
+        self.path = path
+        self._data_path = path / _DATA_FILE
+        self._lock = lock
+        self._map_bytes_max = map_bytes_max
+        self._disk_reserve_bytes = disk_reserve_bytes
+        self._write_lock = Lock()
+        self._writer_thread: int | None = None
+        self._state = Condition()  # guards the fields below and every use of `_env` that is not a transaction
+        self._holders: dict[int, int] = {}  # thread -> its open snapshots
+        self._reader_count = 0
+        self._is_growing = False
+        self._is_closed = False
+        self._must_grow = False  # only the writer thread touches it
+        self._failure: str | None = None
+
+        if not self._data_path.exists():
+            _create(path, software, map_bytes)
+        found = datafile.inspect(self._data_path)
+        self._page_bytes = found.page_bytes
+        self._map_bytes = max(_whole_pages(map_bytes, found.page_bytes), found.map_bytes)
+        self._env = _open_lmdb(path, self._map_bytes, len(tables))
+        try:
+            self.meta = _read_meta(self._env, self._data_path)
+            self._stretch_file()
+            self._env.reader_check()
+            self._handles = {name: self._env.open_db(name.encode()) for name in tables}
+        except lmdb.Error as error:
+            self._env.close()
+            raise self._translate(error) from error
+        except BaseException:
+            self._env.close()
+            raise
+
+    def begin_write(self) -> LmdbTransaction:
+        """Grows the map first when it is getting full. Raises DiskFull, DiskFailed, MapExhausted, StoreClosed."""
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("a write waits for the disk: never on a thread with a running event loop")
+        thread = get_ident()
+        if self._writer_thread == thread:
+            raise RuntimeError("this thread has a write transaction already")
+        if thread in self._holders:
+            raise RuntimeError("this thread holds a snapshot; end it before writing")
+        self._write_lock.acquire()
+        try:
+            if self._failure is not None:
+                raise DiskFailed(self._failure, self._data_path)
+            if self._is_closed:
+                raise self._closed()
+            free = self._disk_free_bytes()
+            if free < self._disk_reserve_bytes:
+                raise self._disk_full(free)
+            self._make_room(0)
+            txn = LmdbTransaction(self, self._env.begin(write=True), self._handles, is_write=True)
+            self._writer_thread = thread
+            return txn
+        except lmdb.Error as error:
+            self._write_lock.release()
+            raise self._translate(error) from error
+        except BaseException:
+            self._write_lock.release()
+            raise
+
+    @contextmanager
+    def write(self) -> Iterator[LmdbTransaction]:
+        txn = self.begin_write()
+        try:
+            yield txn
+        except BaseException:
+            txn.abort()
+            raise
+        txn.commit()
+
+    @contextmanager
+    def read(self) -> Iterator[LmdbTransaction]:
+        """Waits while the map grows (microseconds, unless someone holds a snapshot). Raises ReadersExhausted,
+        StoreClosed."""
+        thread = get_ident()
+        with self._state:
+            # A thread that holds a snapshot already must not wait for a growth that waits for that very snapshot.
+            while self._is_growing and thread not in self._holders:
+                self._state.wait()
+            if self._is_closed:
+                raise self._closed()
+            if self._reader_count >= READERS_MAX:
+                raise ReadersExhausted(f"{self.path}: {READERS_MAX} snapshots are open; try again later", self.path)
+            try:
+                raw = self._env.begin()
+            except lmdb.Error as error:
+                raise self._translate(error) from error
+            self._reader_count += 1
+            self._holders[thread] = self._holders.get(thread, 0) + 1
+        txn = LmdbTransaction(self, raw, self._handles, is_write=False)
+        try:
+            yield txn
+        finally:
+            txn._is_over = True
+            raw.abort()
+            with self._state:
+                self._reader_count -= 1
+                if self._holders[thread] == 1:
+                    del self._holders[thread]
+                else:
+                    self._holders[thread] -= 1
+                if not self._reader_count:
+                    self._state.notify_all()
+
+    def ensure_room(self, room_bytes: int) -> None:
+        """Grow the map until `room_bytes` are free, beyond the usual headroom. Call it before an unusually large
+        transaction (a snapshot's chunk), outside of any, on the writing thread."""
+        if self._writer_thread == get_ident():
+            raise RuntimeError("the map cannot grow inside a transaction")
+        with self._write_lock:
+            if self._is_closed:
+                raise self._closed()
+            self._make_room(room_bytes)
+
+    def statistics(self) -> StoreStatistics:
+        with self._state:
+            if self._is_closed:
+                raise self._closed()
+            used = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+            return StoreStatistics(used, self._map_bytes, self._disk_free_bytes(), self._reader_count)
+
+    def copy_to(self, directory: Path) -> None:
+        """A compacted, consistent copy of what is committed, in a new or empty directory. Writers go on meanwhile,
+        but pages freed since then cannot be reused until it is done. Blocks for as long as the disk takes."""
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise FileExistsError(f"{directory} is not empty")
+        with self.read() as txn:
+            try:
+                self._env.copy(str(directory), compact=True, txn=txn._raw)
+            except lmdb.Error as error:
+                raise self._translate(error) from error
+
+    def close(self) -> None:
+        """Waits for open transactions; refuses new ones. Idempotent. RuntimeError if somebody holds one too long."""
+        if self._writer_thread == get_ident():
+            raise RuntimeError("closed inside a write transaction")
+        with self._write_lock, self._state:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            if not self._state.wait_for(lambda: not self._reader_count, CLOSE_WAIT_S):
+                raise RuntimeError(f"{self._reader_count} snapshots are still open after {CLOSE_WAIT_S} s")
+            self._env.close()
+            self._lock.release()
+
+    # -- used by LmdbTransaction ---------------------------------------------------------------------------------------
+
+    def _write_ended(self) -> None:
+        self._writer_thread = None
+        self._write_lock.release()
+
+    def _translate(self, error: lmdb.Error) -> StorageError:
+        """What an error of LMDB means for the caller, noting what this environment must remember of it."""
+        path = self._data_path
+        if isinstance(error, lmdb.MapFullError):
+            self._must_grow = True
+            return MapExhausted(f"{path}: the map of {self._map_bytes} bytes is full; repeat the transaction", path)
+        if isinstance(error, lmdb.ReadersFullError):
+            return ReadersExhausted(f"{path}: LMDB's reader table is full; try again later", path)
+        code = _errno(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            return self._disk_full(self._disk_free_bytes())
+        if code in (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV) or isinstance(error, lmdb.PanicError):
+            # LMDB reports a short write on a full disk as EIO too; not knowing which, take the worse.
+            self._failure = f"{path}: writing failed ({error}). Check the disk, then start the node again"
+            return DiskFailed(self._failure, path)
+        if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)):
+            return CorruptStore(f"{path}: damaged ({error}). {datafile.REMEDY}", path)
+        return StorageError(f"{path}: {error}", path)
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    def _make_room(self, room_bytes: int) -> None:
+        """With the write lock held and no write transaction."""
+        used = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+        size = self._map_bytes
+        if self._must_grow:
+            size *= 2
+        while size - used < max(room_bytes, size // MAP_HEADROOM_DIVISOR):
+            size *= 2
+        if size == self._map_bytes:
+            return
+        if size > self._map_bytes_max:
+            size = _whole_pages(self._map_bytes_max, self._page_bytes)
+            if size <= self._map_bytes:
+                if self._must_grow or size - used < room_bytes:
+                    raise MapExhausted(
+                        f"{self._data_path}: {used} bytes used of the {size} allowed, and it cannot grow further. "
+                        "Delete old sessions",
+                        self._data_path,
+                    )
+                return
+        self._grow(size)
+        self._must_grow = False
+
+    def _grow(self, size: int) -> None:
+        with self._state:
+            self._is_growing = True
+            try:
+                if not self._state.wait_for(lambda: not self._reader_count, GROWTH_WAIT_S):
+                    raise MapExhausted(
+                        f"{self._data_path}: the map must grow, but {self._reader_count} snapshots have been open for "
+                        f"{GROWTH_WAIT_S} s. A snapshot was not ended",
+                        self._data_path,
+                    )
+                self._env.set_mapsize(size)
+                self._map_bytes = size
+                self._stretch_file()
+            finally:
+                self._is_growing = False
+                self._state.notify_all()
+
+    def _stretch_file(self) -> None:
+        """Make the file as long as the map, sparse: see `storage.datafile`. Synced, so that a cut is never ours."""
+        try:
+            descriptor = os.open(self._data_path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if os.fstat(descriptor).st_size < self._map_bytes:
+                    os.ftruncate(descriptor, self._map_bytes)
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _os_error(error, self._data_path) from error
+
+    def _disk_free_bytes(self) -> int:
+        found = os.statvfs(self.path)
+        return found.f_bavail * found.f_frsize
+
+    def _disk_full(self, free: int) -> DiskFull:
+        return DiskFull(
+            f"{self._data_path}: the disk is full ({free} bytes free, {self._disk_reserve_bytes} are kept in reserve). "
+            "Make room; the node goes on by itself",
+            self._data_path,
+        )
+
+    def _closed(self) -> StoreClosed:
+        return StoreClosed(f"{self.path}: the store is closed", self.path)
+
+
+def _create(path: Path, software: str, map_bytes: int) -> None:
+    """Make the environment aside and move it into place when it is complete and synced: a data file that exists is
+    never a half-made one, so an empty or cut file always means damage."""
+    if (path / _LMDB_LOCK_FILE).exists():
+        raise CorruptStore(f"{path}: {_DATA_FILE} is missing, though it was here. {datafile.REMEDY}", path)
+    aside = path / _NEW_DIRECTORY
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=0o700)
+    meta = MetaRecord(
+        application=APPLICATION,
+        format=FORMAT,
+        engine=ENGINE,
+        software=software,
+        created_at_ms=int(time.time() * 1000),
+    )
+    env = _open_lmdb(aside, map_bytes, 0)
+    try:
+        handle = env.open_db(_META_TABLE.encode())
+        with env.begin(write=True) as txn:
+            txn.put(_META_KEY, codec.encode(meta), db=handle)
+    except lmdb.Error as error:
+        raise (
+            DiskFull(f"{path}: no space to make the store", path)
+            if _errno(error) in (errno.ENOSPC, errno.EDQUOT)
+            else StorageError(f"{path}: {error}", path)
+        ) from error
+    finally:
+        env.close()
+    data = aside / _DATA_FILE
+    os.truncate(data, max(data.stat().st_size, map_bytes))
+    _sync(data)
+    os.rename(data, path / _DATA_FILE)
+    _sync(path)
+    shutil.rmtree(aside)
+
+
+def _open_lmdb(path: Path, map_bytes: int, table_count: int) -> lmdb.Environment:
+    try:
+        return lmdb.open(
+            str(path),
+            map_size=map_bytes,
+            max_dbs=table_count + 1 + _TABLES_SPARE,
+            max_readers=READERS_MAX,
+            mode=0o600,
+            sync=True,
+            metasync=True,
+            writemap=False,  # a stray pointer in the process must not reach the data
+            **_ENGINE_CHOICE,
+        )
+    except lmdb.Error as error:
+        if isinstance(error, (lmdb.InvalidError, lmdb.CorruptedError)):
+            raise CorruptStore(f"{path}: damaged ({error}). {datafile.REMEDY}", path) from error
+        if isinstance(error, lmdb.VersionMismatchError):
+            raise NewerFormat(f"{path}: written by another version of LMDB ({error})", path) from error
+        raise StorageError(f"{path}: cannot be opened: {error}", path) from error
+
+
+def _read_meta(env: lmdb.Environment, path: Path) -> MetaRecord:
+    foreign = ForeignStore(f"{path}: not a store of {APPLICATION}. Choose another data directory", path)
+    try:
+        handle = env.open_db(_META_TABLE.encode(), create=False)
+    except (lmdb.NotFoundError, lmdb.ReadonlyError, lmdb.IncompatibleError):
+        raise foreign from None
+    with env.begin() as txn:
+        data = txn.get(_META_KEY, db=handle)
+    if data is None:
+        raise foreign
+    try:
+        meta = codec.decode(data, dict[str, Any])
+        if meta.get("application") != APPLICATION:
+            raise foreign
+        if isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
+            raise NewerFormat(
+                f"{path}: store format {meta['format']}, written by meshnode {meta.get('software') or 'unknown'}; this "
+                f"version reads up to {FORMAT}. Start the newer version",
+                path,
+            )
+        return codec.decode(data, MetaRecord)
+    except CodecError as error:
+        raise CorruptStore(f"{path}: the record about the store itself is damaged. {datafile.REMEDY}", path) from error
+
+
+def _errno(error: lmdb.Error) -> int:
+    """py-lmdb before 1.7 keeps the number only in the text ("mdb_txn_commit: No space left on device")."""
+    code = getattr(error, "code", 0)
+    if isinstance(code, int) and code:
+        return code
+    text = str(error)
+    for candidate in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV):
+        if os.strerror(candidate) in text:
+            return candidate
+    return 0
+
+
+def _os_error(error: OSError, path: Path) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{path}: no space left on the disk. Make room", path)
+    if error.errno == errno.EIO:
+        return DiskFailed(f"{path}: {error.strerror}. Check the disk", path)
+    return StorageError(f"{path}: {error.strerror}. Check the directory and its owner", path)
+
+
+def _whole_pages(size: int, page_bytes: int) -> int:
+    return max(size // page_bytes, 16) * page_bytes
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
