@@ -101,7 +101,7 @@ class Outcome(Row, frozen=True, kw_only=True):
     knowledge: Knowledge | None = None
     failure: Failure | None = None
     is_lost: bool = False
-    """The worker was lost through no fault of the ritual (drain, worker killed by another ritual): counted as a loss."""
+    """The worker was lost through no fault of the ritual (drain, worker killed by another ritual): a loss."""
 
 
 class CompleteBranches(Command, frozen=True, kw_only=True, tag="complete_branches"):

@@ -56,6 +56,10 @@ class Member(Row, frozen=True, kw_only=True):
     status: MemberStatus = "alive"
     joined_at_ms: int = 0
     status_changed_at_ms: int = 0
+    registered_at_ms: int = 0
+    """Time of the registration that this row shows; an older one of the same instance does not replace it."""
+    former_instance_ids: list[InstanceId] = []
+    """The latest instances before this one, newest last: a delayed registration of theirs is refused."""
 
 
 class Failure(Row, frozen=True, kw_only=True):
@@ -129,6 +133,7 @@ class Branch(Row, frozen=True, kw_only=True):
     """Attempts lost with their node; counted apart, because the ritual is hardly to blame."""
     created_at_ms: int = 0
     started_at_ms: int | None = None
+    """Of the current or last attempt."""
     completed_at_ms: int | None = None
     duration_ms: int | None = None
     ritual_version: str | None = None
@@ -166,7 +171,7 @@ class Attempt(Row, frozen=True, kw_only=True):
     duration_ms: int | None = None
     failure: Failure | None = None
     late_result_digest: bytes | None = None
-    """Digest of a result that arrived after the attempt had been superseded and was refused."""
+    """Digest of a result that was refused: it arrived after the attempt had ended, or it was too large or invalid."""
 
 
 class Insight(Row, frozen=True, kw_only=True):
@@ -190,6 +195,26 @@ class Insight(Row, frozen=True, kw_only=True):
     ritual: str
     ritual_version: str
     created_at_ms: int
+    number: int = 0
+    """Insights are numbered from 1 in the order in which they were recorded."""
+
+
+class PatternCount(Row, frozen=True, kw_only=True):
+    """A pattern that the mesh has seen, in its normal form (`consensus.state.patterns`)."""
+
+    pattern: str
+    count: int
+    """Results and insights in which it was found."""
+    first_session_id: SessionId
+
+
+class LastCanary(Row, frozen=True, kw_only=True):
+    """When a command last went all the way."""
+
+    index: int
+    node_id: NodeId
+    payload: bytes
+    at_ms: int
 
 
 class QueueEntry(Row, frozen=True, kw_only=True):

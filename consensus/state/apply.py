@@ -1,0 +1,107 @@
+"""The state machine: one committed command in, changed rows and numbered events out.
+
+Rules a reader must not break:
+- Total: any bytes give an answer. Nothing is raised but what the transaction itself raises (disk full, corrupt store)
+  and failed assertions, which are our own bugs.
+- Pure: the same commands at the same indexes give the same rows and the same events on every replica, in every Python,
+  under every hash seed. No clock, no dice, no order of sets.
+- A refused command changes no row. A repeated one changes no row either, except that a `Canary` is noted at its new
+  index.
+- The caller makes the changes of a command durable together with its index (one transaction), and calls this once
+  for every index, in order.
+"""
+
+from typing import assert_never
+
+from consensus.state import branches, members, sessions
+from consensus.state.commands import (
+    Answer,
+    AnyCommand,
+    Applied,
+    AssignBranches,
+    Canary,
+    CancelSession,
+    CompleteBranches,
+    Refused,
+    RegisterMember,
+    RequeueBranches,
+    SetMemberStatus,
+    SubmitSession,
+)
+from consensus.state.encoding import CommandError, decode_command
+from consensus.state.events import Numbered
+from consensus.state.limits import EVENTS_PRUNED_PER_COMMAND, EVENTS_RETAINED
+from consensus.state.tables import DIGEST_BYTES, EVENTS, Workspace, digest_sum, encode
+from storage.tables import from_u64, u64
+from storage.transactions import Transaction
+
+
+def apply(txn: Transaction, index: int, command: bytes) -> tuple[Answer, list[Numbered]]:
+    """`index` is the log index, at least 1 and higher than any before it."""
+    try:
+        decoded = decode_command(command)
+    except CommandError as error:
+        return Refused(index=index, code=error.code, message=error.message), []
+    work = Workspace(txn, index, decoded.at_ms)
+    answer = _dispatch(work, decoded)
+    if isinstance(answer, Refused):
+        return answer, []
+    if work.events:
+        work.insert(EVENTS, u64(index), encode(work.events))
+    if work.has_changes:
+        _prune_events(work)
+    work.finish()
+    return answer, [Numbered(index=index, position=position, event=event) for position, event in enumerate(work.events)]
+
+
+def digest(txn: Transaction) -> bytes:
+    """Of all replicated rows: equal on all replicas that have applied the same index."""
+    return digest_sum(txn).to_bytes(DIGEST_BYTES, "big")
+
+
+class StateMachine:
+    """This module as the object that a replica drives."""
+
+    def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Answer, list[Numbered]]:
+        return apply(txn, index, command)
+
+    def digest(self, txn: Transaction) -> bytes:
+        return digest(txn)
+
+
+def _dispatch(work: Workspace, command: AnyCommand) -> Answer:
+    match command:
+        case CompleteBranches():
+            return _counted(work, branches.complete(work, command))
+        case AssignBranches():
+            return _counted(work, branches.assign(work, command))
+        case RequeueBranches():
+            return _counted(work, branches.requeue(work, command))
+        case SubmitSession():
+            return sessions.submit(work, command)
+        case CancelSession():
+            return sessions.cancel(work, command)
+        case RegisterMember():
+            return members.register(work, command)
+        case SetMemberStatus():
+            return members.set_status(work, command)
+        case Canary():
+            return members.canary(work, command)
+        case _:
+            assert_never(command)
+
+
+def _counted(work: Workspace, counts: tuple[int, int]) -> Answer:
+    changed, skipped = counts
+    return Applied(index=work.index, changed=changed, skipped=skipped)
+
+
+def _prune_events(work: Workspace) -> None:
+    horizon = work.index - EVENTS_RETAINED
+    if horizon <= 0:
+        return
+    oldest = work.txn.first(EVENTS)
+    if oldest is None or from_u64(oldest[0]) > horizon:
+        return
+    for key, value in list(work.txn.scan(EVENTS, b"", u64(horizon + 1), limit=EVENTS_PRUNED_PER_COMMAND)):
+        work.remove(EVENTS, key, value)

@@ -1,0 +1,360 @@
+"""The life of a branch: `pending -> processing -> completed | failed | cancelled`, assigned, recorded, requeued.
+
+Rules a reader must not break:
+- A branch of an open session that is not terminal is in the queue (pending) or has a lease (processing), never both;
+  the only exception is a consolidation whose turn has not come (see `sessions`).
+- Only the outcome of the current attempt, from the node it was given to, is recorded. Anything else changes nothing,
+  but a result of an attempt that had ended leaves its digest as evidence.
+- An attempt row is written when an attempt ends without a result; the current one, and the one that completed, are in
+  the branch row (`queries.list_attempts` shows them all).
+"""
+
+from msgspec.structs import replace
+
+from consensus.state.commands import AssignBranches, Assignment, CompleteBranches, Outcome, RequeueBranches
+from consensus.state.encoding import clipped, encode_knowledge
+from consensus.state.events import BranchAssigned, BranchCompleted, BranchFailed, BranchRequeued
+from consensus.state.limits import (
+    CONSOLIDATION_KNOWLEDGE_BYTES_MAX,
+    DURATION_MS_MAX,
+    KNOWLEDGE_BYTES_MAX,
+    LOSSES_MAX,
+    TEXT_BYTES_MAX,
+    TIME_MS_MAX,
+)
+from consensus.state.patterns import note_patterns, store_patterns
+from consensus.state.rows import Attempt, Branch, Failure, Knowledge, Lease, Member
+from consensus.state.sessions import conclude, fail_session, queue_entry, settle
+from consensus.state.tables import (
+    ATTEMPTS,
+    BRANCHES,
+    LEASES,
+    MEMBERS,
+    QUEUE,
+    RESULTS,
+    SessionEdit,
+    Workspace,
+    decode_attempt,
+    decode_branch,
+    decode_lease,
+    decode_member,
+    encode,
+    u32,
+)
+from storage.codec import digest
+from storage.ids import InstanceId, NodeId
+
+
+def assign(work: Workspace, command: AssignBranches) -> tuple[int, int]:
+    """(assigned, skipped)"""
+    members: dict[NodeId, Member | None] = {}
+    assigned = 0
+    for item in command.assignments:
+        node_id = item.node_id
+        if node_id not in members:
+            stored = work.txn.get(MEMBERS, node_id.encode()) if 0 < len(node_id) <= 64 else None
+            members[node_id] = None if stored is None else decode_member(stored)
+        member = members[node_id]
+        if member is not None and member.status == "alive" and member.instance_id == item.instance_id:
+            assigned += _assign_one(work, item, member)
+    return assigned, len(command.assignments) - assigned
+
+
+def _assign_one(work: Workspace, item: Assignment, member: Member) -> bool:
+    edit = work.session(item.session_id)
+    if edit is None or not edit.is_open or not 0 <= item.deadline_ms <= TIME_MS_MAX:
+        return False
+    key = edit.branch_key(item.branch_index)
+    if key is None:
+        return False
+    queue_key = edit.queue_key(item.branch_index)
+    queued = work.txn.get(QUEUE, queue_key)
+    if queued is None:  # not pending, or a consolidation whose turn has not come
+        return False
+    stored = work.txn.get(BRANCHES, key)
+    assert stored is not None, "what is queued exists"
+    branch = decode_branch(stored)
+    if item.attempt != branch.attempt + 1 or branch.ritual not in member.rituals:
+        return False
+    changed = replace(
+        branch,
+        rev=work.index,
+        status="processing",
+        attempt=item.attempt,
+        node_id=item.node_id,
+        instance_id=item.instance_id,
+        deadline_ms=item.deadline_ms,
+        started_at_ms=work.at_ms,
+    )
+    lease = Lease(
+        session_id=branch.session_id,
+        branch_index=branch.branch_index,
+        ritual=branch.ritual,
+        attempt=item.attempt,
+        node_id=item.node_id,
+        instance_id=item.instance_id,
+        deadline_ms=item.deadline_ms,
+    )
+    work.replace(BRANCHES, key, stored, encode(changed))
+    work.remove(QUEUE, queue_key, queued)
+    work.insert(LEASES, key, encode(lease))
+    if branch.role == "branch":
+        edit.has_changed = True
+        edit.pending -= 1
+        edit.processing += 1
+        if edit.started_at_ms is None:
+            edit.started_at_ms = work.at_ms
+            edit.status = "processing"
+    work.events.append(
+        BranchAssigned(
+            at_ms=work.at_ms,
+            session_id=branch.session_id,
+            branch_index=branch.branch_index,
+            attempt=item.attempt,
+            node_id=item.node_id,
+            instance_id=item.instance_id,
+        )
+    )
+    return True
+
+
+def complete(work: Workspace, command: CompleteBranches) -> tuple[int, int]:
+    """(recorded, skipped)"""
+    recorded = 0
+    for outcome in command.outcomes:
+        recorded += _record(work, outcome)
+    settle(work)
+    store_patterns(work)
+    return recorded, len(command.outcomes) - recorded
+
+
+def _record(work: Workspace, outcome: Outcome) -> bool:
+    knowledge = outcome.knowledge
+    if (knowledge is None) == (outcome.failure is None):
+        return False
+    edit = work.session(outcome.session_id)
+    key = None if edit is None else edit.branch_key(outcome.branch_index)
+    stored = None if key is None else work.txn.get(BRANCHES, key)
+    if edit is None or key is None or stored is None:
+        return False
+    branch = decode_branch(stored)
+    if branch.status != "processing" or branch.attempt != outcome.attempt or branch.node_id != outcome.node_id:
+        if knowledge is not None:
+            _keep_evidence(work, key, branch, outcome, knowledge)
+        return False
+    duration_ms = min(max(outcome.duration_ms, 0), DURATION_MS_MAX)
+    if knowledge is None:
+        assert outcome.failure is not None, "checked above"
+        end_attempt(work, edit, key, stored, branch, outcome.failure, is_lost=outcome.is_lost, duration_ms=duration_ms)
+        return True
+    encoded = encode_knowledge(knowledge)
+    refusal = _refusal(branch, encoded)
+    if refusal is not None:
+        late = digest(encoded) if encoded is not None else None
+        end_attempt(work, edit, key, stored, branch, refusal, is_lost=False, duration_ms=duration_ms, late=late)
+        return True
+    assert encoded is not None, "otherwise it is refused"
+    changed = replace(
+        branch,
+        rev=work.index,
+        status="completed",
+        deadline_ms=None,
+        completed_at_ms=work.at_ms,
+        duration_ms=duration_ms,
+        ritual_version=outcome.ritual_version[:TEXT_BYTES_MAX],
+        patterns_found=len(knowledge.patterns),
+        connections_found=len(knowledge.connections),
+        novelty_score=min(max(knowledge.novelty, 0.0), 1.0),
+    )
+    work.replace(BRANCHES, key, stored, encode(changed))
+    lease = work.txn.get(LEASES, key)
+    assert lease is not None, "what is processing has a lease"
+    work.remove(LEASES, key, lease)
+    work.events.append(
+        BranchCompleted(
+            at_ms=work.at_ms,
+            session_id=branch.session_id,
+            branch_index=branch.branch_index,
+            attempt=branch.attempt,
+            node_id=outcome.node_id,
+            duration_ms=duration_ms,
+        )
+    )
+    edit.has_changed = True
+    if branch.role == "consolidation":
+        conclude(work, edit, changed, knowledge)
+        return True
+    work.insert(RESULTS, key, encoded)
+    note_patterns(work, branch.session_id, knowledge.patterns)
+    edit.has_ended_branch = True
+    edit.processing -= 1
+    edit.completed += 1
+    edit.total_patterns += changed.patterns_found
+    edit.total_connections += changed.connections_found
+    edit.novelty_sum += changed.novelty_score
+    edit.duration_sum_ms += duration_ms
+    return True
+
+
+def _refusal(branch: Branch, encoded: bytes | None) -> Failure | None:
+    if encoded is None:
+        return Failure(
+            code="result_invalid",
+            message="The result holds a value that JSON cannot express (not a finite number, binary data, keys that "
+            "are not strings) or is nested too deeply; return plain data.",
+        )
+    is_consolidation = branch.role == "consolidation"
+    bytes_max = CONSOLIDATION_KNOWLEDGE_BYTES_MAX if is_consolidation else KNOWLEDGE_BYTES_MAX
+    if len(encoded) > bytes_max:
+        return Failure(
+            code="result_too_large",
+            message=f"The result has {len(encoded)} bytes; at most {bytes_max} are allowed: return less.",
+        )
+    return None
+
+
+def _keep_evidence(work: Workspace, key: bytes, branch: Branch, outcome: Outcome, knowledge: Knowledge) -> None:
+    """A result of an attempt that has ended is refused; its digest shows what was refused. The first one counts."""
+    if not 1 <= outcome.attempt <= branch.attempt:
+        return
+    attempt_key = key + u32(outcome.attempt)
+    stored = work.txn.get(ATTEMPTS, attempt_key)
+    if stored is None:
+        return
+    attempt = decode_attempt(stored)
+    if attempt.node_id != outcome.node_id or attempt.late_result_digest is not None:
+        return
+    encoded = encode_knowledge(knowledge)
+    if encoded is not None:
+        work.replace(ATTEMPTS, attempt_key, stored, encode(replace(attempt, late_result_digest=digest(encoded))))
+
+
+def requeue(work: Workspace, command: RequeueBranches) -> tuple[int, int]:
+    """(ended, skipped)"""
+    ended = 0
+    for item in command.requeues:
+        edit = work.session(item.session_id)
+        key = None if edit is None else edit.branch_key(item.branch_index)
+        stored = None if key is None else work.txn.get(BRANCHES, key)
+        if edit is None or key is None or stored is None:
+            continue
+        branch = decode_branch(stored)
+        if branch.status == "processing" and branch.attempt == item.attempt:
+            end_attempt(work, edit, key, stored, branch, item.failure, is_lost=item.is_lost)
+            ended += 1
+    settle(work)
+    return ended, len(command.requeues) - ended
+
+
+def release_leases(work: Workspace, node_id: NodeId, failure: Failure, *, kept: InstanceId | None = None) -> int:
+    """Ends all attempts on a node as lost (but those of the instance to keep); reads all leases, which are bounded by
+    the slots of the mesh."""
+    held = [
+        (key, lease)
+        for key, lease in ((key, decode_lease(value)) for key, value in work.txn.scan(LEASES))
+        if lease.node_id == node_id and lease.instance_id != kept
+    ]
+    for key, lease in held:
+        edit = work.session(lease.session_id)
+        stored = work.txn.get(BRANCHES, key)
+        assert edit is not None, "what is leased exists"
+        assert stored is not None, "what is leased exists"
+        end_attempt(work, edit, key, stored, decode_branch(stored), failure, is_lost=True)
+    settle(work)
+    return len(held)
+
+
+def end_attempt(
+    work: Workspace,
+    edit: SessionEdit,
+    key: bytes,
+    stored: bytes,
+    branch: Branch,
+    failure: Failure,
+    *,
+    is_lost: bool,
+    duration_ms: int | None = None,
+    late: bytes | None = None,
+) -> None:
+    """The current attempt ends without a result. Another follows, unless failures or losses have reached a limit."""
+    node_id, instance_id = branch.node_id, branch.instance_id
+    assert node_id is not None, "what is processing is somewhere"
+    assert instance_id is not None, "what is processing is somewhere"
+    failure = clipped(failure)
+    lease = work.txn.get(LEASES, key)
+    assert lease is not None, "what is processing has a lease"
+    work.remove(LEASES, key, lease)
+    attempt = Attempt(
+        session_id=branch.session_id,
+        branch_index=branch.branch_index,
+        attempt=branch.attempt,
+        node_id=node_id,
+        instance_id=instance_id,
+        status="lost" if is_lost else "failed",
+        started_at_ms=branch.started_at_ms or 0,
+        ended_at_ms=work.at_ms,
+        duration_ms=duration_ms,
+        failure=failure,
+        late_result_digest=late,
+    )
+    work.insert(ATTEMPTS, key + u32(branch.attempt), encode(attempt))
+    failures = branch.failures + (not is_lost)
+    losses = branch.losses + is_lost
+    final: Failure | None = None
+    if is_lost and losses >= LOSSES_MAX:
+        final = Failure(
+            code="lost_too_often",
+            message=f"{losses} attempts were lost with their node; the last one: {failure.code}. "
+            "Check whether this branch exhausts the machines it runs on.",
+        )
+    elif not is_lost and failures >= branch.attempts_max:
+        final = failure
+    edit.has_changed = True
+    if final is None:
+        changed = replace(branch, rev=work.index, status="pending", deadline_ms=None, failures=failures, losses=losses)
+        work.replace(BRANCHES, key, stored, encode(changed))
+        work.insert(QUEUE, edit.queue_key(branch.branch_index), encode(queue_entry(changed)))
+        if branch.role == "branch":
+            edit.processing -= 1
+            edit.pending += 1
+        work.events.append(
+            BranchRequeued(
+                at_ms=work.at_ms,
+                session_id=branch.session_id,
+                branch_index=branch.branch_index,
+                attempt=branch.attempt,
+                node_id=node_id,
+                failure=failure,
+            )
+        )
+        return
+    changed = replace(
+        branch,
+        rev=work.index,
+        status="failed",
+        deadline_ms=None,
+        failures=failures,
+        losses=losses,
+        completed_at_ms=work.at_ms,
+        duration_ms=duration_ms,
+        failure=final,
+    )
+    work.replace(BRANCHES, key, stored, encode(changed))
+    work.events.append(
+        BranchFailed(
+            at_ms=work.at_ms,
+            session_id=branch.session_id,
+            branch_index=branch.branch_index,
+            attempt=branch.attempt,
+            failure=final,
+        )
+    )
+    if branch.role == "consolidation":
+        cause = Failure(
+            code="consolidation_failed", message=f"The consolidation failed ({final.code}): {final.message}"
+        )
+        fail_session(work, edit, clipped(cause))
+        return
+    edit.has_ended_branch = True
+    edit.processing -= 1
+    edit.failed += 1

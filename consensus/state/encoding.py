@@ -1,0 +1,211 @@
+"""Commands as bytes: one version byte, then a MessagePack array. Also every check that needs the command alone.
+
+`decode_command` is total: it returns a command whose every field is in range, or raises `CommandError`; so nothing
+behind it has to doubt ids, times or sizes of the command itself. Single items of a batch (assignments, outcomes,
+requeues) are judged later and one by one: a bad one must not take the others with it.
+"""
+
+import re
+from math import isfinite
+from typing import Final, assert_never
+
+import msgspec
+
+from consensus.state.commands import (
+    AnyCommand,
+    AssignBranches,
+    BranchSpec,
+    Canary,
+    CancelSession,
+    CompleteBranches,
+    RegisterMember,
+    RequeueBranches,
+    SetMemberStatus,
+    SubmitSession,
+)
+from consensus.state.limits import (
+    ATTEMPTS_MAX,
+    BRANCHES_PER_SESSION_MAX,
+    CANARY_PAYLOAD_BYTES_MAX,
+    COMMAND_BYTES_MAX,
+    FAILURE_CODE_CHARACTERS_MAX,
+    FAILURE_MESSAGE_CHARACTERS_MAX,
+    JSON_DEPTH_MAX,
+    PARAMETERS_BYTES_MAX,
+    REASON_CHARACTERS_MAX,
+    RITUALS_PER_MEMBER_MAX,
+    SLOTS_MAX,
+    TASK_BYTES_MAX,
+    TEXT_BYTES_MAX,
+    THOUGHT_BYTES_MAX,
+    TIME_MS_MAX,
+    TIMEOUT_MS_MAX,
+)
+from consensus.state.rows import Failure, Knowledge
+from consensus.state.tables import encode, uuid_key
+from storage.codec import check_json, digest
+from storage.errors import CodecError
+
+FORMAT: Final = 1
+"""First byte of every command. A reader that meets another one refuses it: the log is newer than the software."""
+
+_VERSION = bytes([FORMAT])
+_decode = msgspec.msgpack.Decoder(AnyCommand).decode
+_UNDECODABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class CommandError(Exception):
+    """`code` is `malformed` or `too_large`; the message says which field and what is allowed."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def encode_command(command: AnyCommand) -> bytes:
+    """Raises CommandError `too_large` above COMMAND_BYTES_MAX: split the batch, or refuse the submission. Does not
+    check fields; `decode_command` does."""
+    try:
+        data = _VERSION + encode(command)
+    except _UNDECODABLE as error:
+        raise CommandError("malformed", f"cannot be encoded: {error}") from error
+    if len(data) > COMMAND_BYTES_MAX:
+        raise CommandError("too_large", f"the command has {len(data)} bytes; at most {COMMAND_BYTES_MAX} are allowed")
+    return data
+
+
+def decode_command(data: bytes) -> AnyCommand:
+    """Raises CommandError for anything that is not a valid command, and nothing else."""
+    if len(data) > COMMAND_BYTES_MAX:
+        raise CommandError("too_large", f"the command has {len(data)} bytes; at most {COMMAND_BYTES_MAX} are allowed")
+    if data[:1] != _VERSION:
+        found = data[0] if data else "none"
+        raise CommandError("malformed", f"command format {found}; this software knows {FORMAT}")
+    try:
+        command: AnyCommand = _decode(memoryview(data)[1:])
+    except _UNDECODABLE as error:
+        raise CommandError("malformed", f"not a command: {error}") from error
+    check_command(command)
+    return command
+
+
+def check_command(command: AnyCommand) -> None:
+    """Raises CommandError. For proposers too: what passes here is not refused as malformed later."""
+    _range("at_ms", command.at_ms, 0, TIME_MS_MAX)
+    match command:
+        case SubmitSession():
+            _check_submission(command)
+        case RegisterMember():
+            _check_registration(command)
+        case SetMemberStatus():
+            _id("node_id", command.node_id)
+        case Canary():
+            _id("node_id", command.node_id)
+            if len(command.payload) > CANARY_PAYLOAD_BYTES_MAX:
+                raise CommandError("too_large", f"payload: at most {CANARY_PAYLOAD_BYTES_MAX} bytes are allowed")
+        case CancelSession() | AssignBranches() | CompleteBranches() | RequeueBranches():
+            pass
+        case _:
+            assert_never(command)
+
+
+def body_digest(command: SubmitSession) -> bytes:
+    """Of what the client asked for; not of the time, nor of the node that took the request: a client that repeats its
+    request may reach another one."""
+    return digest(encode((command.thought, command.main_session_id, command.branches, command.consolidation)))
+
+
+def encode_knowledge(knowledge: Knowledge) -> bytes | None:
+    """None when it holds what no reader could show as JSON (not a number, binary, keys that are no strings)."""
+    if not isfinite(knowledge.novelty) or not (knowledge.score is None or isfinite(knowledge.score)):
+        return None
+    result = knowledge.result
+    if result is not None and type(result) is not str:
+        try:
+            check_json(result, COMMAND_BYTES_MAX, JSON_DEPTH_MAX)
+        except CodecError:
+            return None
+    return encode(knowledge)
+
+
+def clipped(failure: Failure) -> Failure:
+    if len(failure.code) <= FAILURE_CODE_CHARACTERS_MAX and len(failure.message) <= FAILURE_MESSAGE_CHARACTERS_MAX:
+        return failure
+    return Failure(
+        code=failure.code[:FAILURE_CODE_CHARACTERS_MAX], message=failure.message[:FAILURE_MESSAGE_CHARACTERS_MAX]
+    )
+
+
+def clipped_reason(reason: str) -> str:
+    return reason[:REASON_CHARACTERS_MAX]
+
+
+def _check_submission(command: SubmitSession) -> None:
+    _uuid("session_id", command.session_id)
+    if command.main_session_id is not None:
+        _uuid("main_session_id", command.main_session_id)
+    _id("submitted_by", command.submitted_by)
+    _text("thought", command.thought, THOUGHT_BYTES_MAX)
+    if not command.branches:
+        raise CommandError("malformed", "branches: a session needs at least one")
+    if len(command.branches) > BRANCHES_PER_SESSION_MAX:
+        raise CommandError(
+            "too_large",
+            f"branches: {len(command.branches)}; at most {BRANCHES_PER_SESSION_MAX} are allowed: split it",
+        )
+    for index, spec in enumerate(command.branches):
+        _check_spec(f"branches[{index}]", spec)
+    _check_spec("consolidation", command.consolidation)
+
+
+def _check_spec(where: str, spec: BranchSpec) -> None:
+    if not _ID.fullmatch(spec.ritual):
+        raise CommandError("malformed", f"{where}.ritual: 1 to 64 of letters, digits, '_', '.', '-' expected")
+    if len(spec.task) * 4 > TASK_BYTES_MAX:
+        _text(f"{where}.task", spec.task, TASK_BYTES_MAX)
+    _range(f"{where}.timeout_ms", spec.timeout_ms, 1, TIMEOUT_MS_MAX)
+    _range(f"{where}.attempts_max", spec.attempts_max, 1, ATTEMPTS_MAX)
+    _range(f"{where}.seed", spec.seed, 0, 2**64 - 1)
+    if spec.parameters:
+        try:
+            check_json(spec.parameters, PARAMETERS_BYTES_MAX, JSON_DEPTH_MAX)
+        except CodecError as error:
+            code = "too_large" if error.code == "too_large" else "malformed"
+            raise CommandError(code, f"{where}.parameters: {error}") from error
+
+
+def _check_registration(command: RegisterMember) -> None:
+    _id("node_id", command.node_id)
+    _id("instance_id", command.instance_id)
+    for name in ("name", "address", "http_address", "software"):
+        _text(name, getattr(command, name), TEXT_BYTES_MAX)
+    _range("slots", command.slots, 0, SLOTS_MAX)
+    _range("async_slots", command.async_slots, 0, SLOTS_MAX)
+    if len(command.rituals) > RITUALS_PER_MEMBER_MAX:
+        raise CommandError("too_large", f"rituals: at most {RITUALS_PER_MEMBER_MAX} are allowed")
+    for name, offer in command.rituals.items():
+        if not _ID.fullmatch(name):
+            raise CommandError("malformed", "rituals: names have 1 to 64 of letters, digits, '_', '.', '-'")
+        _text("rituals.version", offer.version, TEXT_BYTES_MAX)
+
+
+def _id(name: str, value: str) -> None:
+    if not _ID.fullmatch(value):
+        raise CommandError("malformed", f"{name}: 1 to 64 of letters, digits, '_', '.', '-' expected")
+
+
+def _uuid(name: str, value: str) -> None:
+    if uuid_key(value) is None:
+        raise CommandError("malformed", f"{name}: a UUID in lower-case canonical form expected")
+
+
+def _text(name: str, value: str, bytes_max: int) -> None:
+    if len(value.encode()) > bytes_max:
+        raise CommandError("too_large", f"{name}: at most {bytes_max} bytes are allowed")
+
+
+def _range(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise CommandError("malformed", f"{name}: {value} is outside {least} to {most}")

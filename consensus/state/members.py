@@ -1,0 +1,116 @@
+"""Who is in the mesh: registrations and changes of status, and what becomes of the work of those who are gone.
+
+Rules a reader must not break:
+- A new instance of a node takes the place of the former one in one step with the end of the former's attempts.
+- A delayed registration never brings a former instance back: the latest former ones are remembered.
+- `left` is final for an instance; `dead` is not, it may have been silent only. A node that comes back gets new work;
+  the attempts it lost stay lost.
+"""
+
+from msgspec.structs import replace
+
+from consensus.state.branches import release_leases
+from consensus.state.commands import Answer, Applied, Canary, Refused, RegisterMember, SetMemberStatus
+from consensus.state.events import MemberRegistered, MemberStatusChanged
+from consensus.state.limits import FORMER_INSTANCES_MAX, MEMBERS_MAX
+from consensus.state.rows import Failure, LastCanary, Member
+from consensus.state.tables import CANARY_KEY, MEMBERS, STATE_META, Workspace, decode_member, encode
+
+
+def register(work: Workspace, command: RegisterMember) -> Answer:
+    key = command.node_id.encode()
+    stored = work.txn.get(MEMBERS, key)
+    member = Member(
+        node_id=command.node_id,
+        instance_id=command.instance_id,
+        name=command.name,
+        tier=command.tier,
+        address=command.address,
+        http_address=command.http_address,
+        slots=command.slots,
+        async_slots=command.async_slots,
+        rituals=command.rituals,
+        software=command.software,
+        joined_at_ms=command.at_ms,
+        status_changed_at_ms=command.at_ms,
+        registered_at_ms=command.at_ms,
+    )
+    if stored is None:
+        if work.txn.count(MEMBERS) >= MEMBERS_MAX:
+            return Refused(
+                index=work.index, code="too_many_members", message=f"the mesh knows {MEMBERS_MAX} nodes already"
+            )
+        work.insert(MEMBERS, key, encode(member))
+        return _registered(work, member)
+    known = decode_member(stored)
+    if known.instance_id == member.instance_id:
+        member = replace(member, joined_at_ms=known.joined_at_ms, former_instance_ids=known.former_instance_ids)
+        if known.status == "alive":
+            member = replace(member, status_changed_at_ms=known.status_changed_at_ms)
+        if replace(member, registered_at_ms=known.registered_at_ms) == known:
+            return Applied(index=work.index)
+        if command.at_ms == known.registered_at_ms and known.status != "alive":
+            return Applied(index=work.index, skipped=1)  # the registration we know, again: it says nothing about now
+        if command.at_ms < known.registered_at_ms:
+            return Refused(
+                index=work.index,
+                code="stale_registration",
+                message=f"a later registration of {command.node_id} is known; register again with the present time",
+            )
+        work.replace(MEMBERS, key, stored, encode(member))
+        return _registered(work, member)
+    if member.instance_id in known.former_instance_ids:
+        return Refused(
+            index=work.index,
+            code="stale_instance",
+            message=f"instance {member.instance_id} of {member.node_id} was followed by {known.instance_id}: "
+            "restart it; if both run, the data directory was copied",
+        )
+    former = [*known.former_instance_ids, known.instance_id][-FORMER_INSTANCES_MAX:]
+    work.replace(MEMBERS, key, stored, encode(replace(member, former_instance_ids=former)))
+    answer = _registered(work, member)
+    failure = Failure(
+        code="node_restarted", message=f"The daemon of {known.name} was restarted; its attempts are lost."
+    )
+    release_leases(work, member.node_id, failure, kept=member.instance_id)
+    return answer
+
+
+def _registered(work: Workspace, member: Member) -> Answer:
+    work.events.append(
+        MemberRegistered(at_ms=work.at_ms, node_id=member.node_id, instance_id=member.instance_id, name=member.name)
+    )
+    return Applied(index=work.index, changed=1)
+
+
+def set_status(work: Workspace, command: SetMemberStatus) -> Answer:
+    """`changed` counts the member and the attempts that ended with it."""
+    key = command.node_id.encode()
+    stored = work.txn.get(MEMBERS, key)
+    if stored is None:
+        return Refused(index=work.index, code="unknown_member", message=f"there is no member {command.node_id}")
+    member = decode_member(stored)
+    if member.instance_id != command.instance_id:
+        return Refused(
+            index=work.index,
+            code="stale_instance",
+            message=f"{command.node_id} runs as instance {member.instance_id} now, not {command.instance_id}",
+        )
+    if member.status == command.status:
+        return Applied(index=work.index)
+    if member.status == "left":
+        return Applied(index=work.index, skipped=1)
+    changed = replace(member, status=command.status, status_changed_at_ms=command.at_ms)
+    work.replace(MEMBERS, key, stored, encode(changed))
+    work.events.append(MemberStatusChanged(at_ms=work.at_ms, node_id=member.node_id, status=command.status))
+    if command.status == "alive":
+        return Applied(index=work.index, changed=1)
+    why = "left the mesh" if command.status == "left" else "is not heard from any more"
+    failure = Failure(code=f"node_{command.status}", message=f"The node {member.name} {why}; its attempts are lost.")
+    return Applied(index=work.index, changed=1 + release_leases(work, member.node_id, failure))
+
+
+def canary(work: Workspace, command: Canary) -> Answer:
+    row = LastCanary(index=work.index, node_id=command.node_id, payload=command.payload, at_ms=command.at_ms)
+    work.put(STATE_META, CANARY_KEY, encode(row))
+    return Applied(index=work.index, changed=1)

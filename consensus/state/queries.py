@@ -1,0 +1,270 @@
+"""Reading the replicated state: plain functions over a snapshot. They change nothing and decide nothing.
+
+Lists come in pages: pass the last item's key as `after` to go on. A list filtered by status reads past what it leaves
+out, so its cost is that of the rows it passes; callers bound it with short limits. Rows are as of the snapshot.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from consensus.state.events import Numbered
+from consensus.state.patterns import normal_form, pattern_key
+from consensus.state.rows import (
+    Attempt,
+    Branch,
+    BranchStatus,
+    Insight,
+    Knowledge,
+    LastCanary,
+    Lease,
+    Member,
+    PatternCount,
+    QueueEntry,
+    Session,
+    SessionStatus,
+)
+from consensus.state.tables import (
+    ATTEMPTS,
+    BRANCH_IDS,
+    BRANCHES,
+    CANARY_KEY,
+    COUNTERS_KEY,
+    EVENTS,
+    INSIGHTS,
+    INSIGHTS_BY_NUMBER,
+    LEASES,
+    MEMBERS,
+    PATTERNS,
+    QUEUE,
+    RESULTS,
+    SESSIONS,
+    SESSIONS_BY_INDEX,
+    STATE_META,
+    decode_attempt,
+    decode_branch,
+    decode_canary,
+    decode_counters,
+    decode_events,
+    decode_insight,
+    decode_knowledge,
+    decode_lease,
+    decode_member,
+    decode_pattern,
+    decode_queue_entry,
+    decode_session,
+    u32,
+    uuid_key,
+)
+from storage.ids import BranchId, NodeId, SessionId
+from storage.tables import from_u64, prefix_end, u64
+from storage.transactions import Transaction
+
+
+def get_session(txn: Transaction, session_id: SessionId | str) -> Session | None:
+    key = uuid_key(session_id)
+    stored = None if key is None else txn.get(SESSIONS, key)
+    return None if stored is None else decode_session(stored)
+
+
+def list_sessions(
+    txn: Transaction, *, after: int | None = None, limit: int = 100, status: SessionStatus | None = None
+) -> list[Session]:
+    """Newest first; `after` is the `submit_index` of the last one seen."""
+    found: list[Session] = []
+    stop = None if after is None else u64(max(after, 0))
+    for _, key in txn.scan(SESSIONS_BY_INDEX, b"", stop, reverse=True):
+        if len(found) >= limit:
+            break
+        stored = txn.get(SESSIONS, key)
+        assert stored is not None, "the index names sessions that exist"
+        session = decode_session(stored)
+        if status is None or session.status == status:
+            found.append(session)
+    return found
+
+
+def open_sessions(txn: Transaction) -> int:
+    stored = txn.get(STATE_META, COUNTERS_KEY)
+    return 0 if stored is None else decode_counters(stored).open_sessions
+
+
+def get_branch(txn: Transaction, session_id: SessionId | str, branch_index: int) -> Branch | None:
+    """The consolidation too, at index `total_branches`."""
+    key = _branch_key(session_id, branch_index)
+    stored = None if key is None else txn.get(BRANCHES, key)
+    return None if stored is None else decode_branch(stored)
+
+
+def find_branch(txn: Transaction, branch_id: BranchId | str) -> Branch | None:
+    id_key = uuid_key(branch_id)
+    key = None if id_key is None else txn.get(BRANCH_IDS, id_key)
+    stored = None if key is None else txn.get(BRANCHES, key)
+    return None if stored is None else decode_branch(stored)
+
+
+def list_branches(
+    txn: Transaction,
+    session_id: SessionId | str,
+    *,
+    after: int | None = None,
+    limit: int = 100,
+    status: BranchStatus | None = None,
+) -> list[Branch]:
+    """By index, without the consolidation; `after` is the index of the last one seen."""
+    session_key = uuid_key(session_id)
+    if session_key is None:
+        return []
+    start = session_key if after is None else session_key + u32(min(max(after + 1, 0), 2**32 - 1))
+    found: list[Branch] = []
+    for _, stored in txn.scan(BRANCHES, start, prefix_end(session_key)):
+        if len(found) >= limit:
+            break
+        branch = decode_branch(stored)
+        if branch.role == "branch" and (status is None or branch.status == status):
+            found.append(branch)
+    return found
+
+
+def get_result(txn: Transaction, session_id: SessionId | str, branch_index: int) -> Knowledge | None:
+    """Of a completed branch. That of a consolidation is the insight."""
+    key = _branch_key(session_id, branch_index)
+    stored = None if key is None else txn.get(RESULTS, key)
+    return None if stored is None else decode_knowledge(stored)
+
+
+def branches_with_results(txn: Transaction, session_id: SessionId | str) -> Iterator[tuple[Branch, Knowledge | None]]:
+    """All branches by index, without the consolidation, each with its knowledge if it has completed: what a
+    consolidation is made of. May be hundreds of megabytes for the largest sessions: take what is needed of each."""
+    session_key = uuid_key(session_id)
+    if session_key is None:
+        return
+    for key, stored in txn.scan(BRANCHES, session_key, prefix_end(session_key)):
+        branch = decode_branch(stored)
+        if branch.role == "branch":
+            result = txn.get(RESULTS, key) if branch.status == "completed" else None
+            yield branch, None if result is None else decode_knowledge(result)
+
+
+def list_attempts(txn: Transaction, session_id: SessionId | str, branch_index: int) -> list[Attempt]:
+    """All attempts of a branch, first to last; the one that is current or has completed is read from its branch."""
+    key = _branch_key(session_id, branch_index)
+    stored = None if key is None else txn.get(BRANCHES, key)
+    if key is None or stored is None:
+        return []
+    found = [decode_attempt(value) for _, value in txn.scan(ATTEMPTS, key, prefix_end(key))]
+    branch = decode_branch(stored)
+    if branch.attempt and (not found or found[-1].attempt < branch.attempt):
+        assert branch.node_id is not None, "an attempt is somewhere"
+        assert branch.instance_id is not None, "an attempt is somewhere"
+        assert branch.status == "processing" or branch.status == "completed", "others have an attempt row"
+        found.append(
+            Attempt(
+                session_id=branch.session_id,
+                branch_index=branch.branch_index,
+                attempt=branch.attempt,
+                node_id=branch.node_id,
+                instance_id=branch.instance_id,
+                status=branch.status,
+                started_at_ms=branch.started_at_ms or 0,
+                ended_at_ms=branch.completed_at_ms,
+                duration_ms=branch.duration_ms,
+            )
+        )
+    return found
+
+
+def get_insight(txn: Transaction, session_id: SessionId | str) -> Insight | None:
+    key = uuid_key(session_id)
+    stored = None if key is None else txn.get(INSIGHTS, key)
+    return None if stored is None else decode_insight(stored)
+
+
+def list_insights(txn: Transaction, *, after: int | None = None, limit: int = 100) -> list[Insight]:
+    """Newest first; `after` is the `number` of the last one seen."""
+    found: list[Insight] = []
+    stop = None if after is None else u64(max(after, 0))
+    for _, key in txn.scan(INSIGHTS_BY_NUMBER, b"", stop, reverse=True, limit=limit):
+        stored = txn.get(INSIGHTS, key)
+        assert stored is not None, "the index names insights that exist"
+        found.append(decode_insight(stored))
+    return found
+
+
+def members(txn: Transaction) -> list[Member]:
+    """By node id; also those that are dead or have left."""
+    return [decode_member(value) for _, value in txn.scan(MEMBERS)]
+
+
+def get_member(txn: Transaction, node_id: NodeId | str) -> Member | None:
+    stored = txn.get(MEMBERS, node_id.encode()) if node_id else None
+    return None if stored is None else decode_member(stored)
+
+
+def queue_head(txn: Transaction, limit: int) -> list[QueueEntry]:
+    """The next branches to assign, in order: by submission, then by index; requeued ones keep their place."""
+    return [decode_queue_entry(value) for _, value in txn.scan(QUEUE, limit=limit)]
+
+
+def queue_length(txn: Transaction) -> int:
+    return txn.count(QUEUE)
+
+
+def leases(txn: Transaction) -> list[Lease]:
+    """By session and index; as many as the mesh has slots at most."""
+    return list(_leases(txn))
+
+
+def leases_of(txn: Transaction, node_id: NodeId | str) -> list[Lease]:
+    """Reads all leases."""
+    return [lease for lease in _leases(txn) if lease.node_id == node_id]
+
+
+def events_since(txn: Transaction, index: int, position: int, limit: int) -> list[Numbered]:
+    """Those after the event numbered `index.position`, oldest first; (0, -1) is before all. If `index` is lower than
+    `oldest_event_index`, events may be missing and the watcher must read the state anew."""
+    found: list[Numbered] = []
+    for key, value in txn.scan(EVENTS, u64(max(index, 0))):
+        at = from_u64(key)
+        for place, event in enumerate(decode_events(value)):
+            if len(found) >= limit:
+                return found
+            if (at, place) > (index, position):
+                found.append(Numbered(index=at, position=place, event=event))
+    return found
+
+
+def oldest_event_index(txn: Transaction) -> int | None:
+    """None when there are no events."""
+    oldest = txn.first(EVENTS)
+    return None if oldest is None else from_u64(oldest[0])
+
+
+def last_canary(txn: Transaction) -> LastCanary | None:
+    stored = txn.get(STATE_META, CANARY_KEY)
+    return None if stored is None else decode_canary(stored)
+
+
+def pattern_counts(txn: Transaction, patterns: Iterable[str]) -> dict[str, int]:
+    """How many results and insights had each of these patterns, by the text as given; 0 for one never seen (or not
+    remembered any more, see `limits.PATTERNS_MAX`)."""
+    counts: dict[str, int] = {}
+    for pattern in patterns:
+        stored = txn.get(PATTERNS, pattern_key(normal_form(pattern)))
+        counts[pattern] = 0 if stored is None else decode_pattern(stored).count
+    return counts
+
+
+def known_patterns(txn: Transaction, limit: int) -> list[PatternCount]:
+    """The most frequent ones, then by text. Reads all patterns (PATTERNS_MAX at most): not for every request."""
+    rows = [decode_pattern(value) for _, value in txn.scan(PATTERNS)]
+    rows.sort(key=lambda row: (-row.count, row.pattern))
+    return rows[:limit]
+
+
+def _branch_key(session_id: SessionId | str, branch_index: int) -> bytes | None:
+    session_key = uuid_key(session_id)
+    return session_key + u32(branch_index) if session_key is not None and 0 <= branch_index < 2**32 else None
+
+
+def _leases(txn: Transaction) -> Iterator[Lease]:
+    for _, value in txn.scan(LEASES):
+        yield decode_lease(value)
