@@ -1,0 +1,109 @@
+"""What running branches say of themselves, on every node: progress, a message, the last log lines.
+
+Told from node to node over links, never through the log: it may be lost, and is gone when all nodes restart. So it
+costs the mesh no disk, and a ritual may report as often as it likes (the worker already limits the rate).
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from consensus.state.events import BranchAssigned, BranchCancelled, BranchCompleted, BranchFailed, Numbered
+from node.executor import LiveUpdate
+from storage import codec
+from storage.ids import NodeId, SessionId
+
+TOPIC = "live"
+
+BRANCHES_MAX = 4_096
+"""Branches remembered, the longest silent forgotten first: at 40 lines of 500 bytes at most 80 MiB, usually 1 MiB."""
+
+LINES_MAX = 40
+"""Log lines kept of a branch."""
+
+LINE_CHARS_MAX = 500
+"""Checked again on arrival: a peer may run another version."""
+
+SHARE_PERIOD_S = 0.2
+UPDATES_PER_NOTICE_MAX = 200
+
+
+class LiveState(msgspec.Struct, array_like=True):
+    """The latest of one attempt. `progress` is 0 to 1, or None if the ritual does not say."""
+
+    node_id: NodeId
+    attempt: int
+    progress: float | None = None
+    message: str = ""
+    lines: list[str] = []
+
+
+class LiveBoard:
+    """`publish` what happens here, `receive` what other nodes tell; `get` answers for any branch of the mesh."""
+
+    def __init__(self, node_id: NodeId, broadcast: Callable[[str, bytes], None]) -> None:
+        self._node_id = node_id
+        self._broadcast = broadcast
+        self._states: OrderedDict[tuple[SessionId, int], LiveState] = OrderedDict()
+        self._unshared: list[LiveUpdate] = []
+        self._woken = asyncio.Event()
+
+    def get(self, session_id: SessionId, branch_index: int) -> LiveState | None:
+        return self._states.get((session_id, branch_index))
+
+    def publish(self, update: LiveUpdate) -> None:
+        """A branch that executes here has said something."""
+        self._merge(self._node_id, update)
+        if len(self._unshared) < 10 * UPDATES_PER_NOTICE_MAX:  # more than that in a period: shed, it is only news
+            self._unshared.append(update)
+            self._woken.set()
+
+    def receive(self, peer: NodeId, payload: bytes) -> None:
+        """A notice of another node; garbage is dropped by raising `storage.codec.CodecError` to the link."""
+        for update in codec.decode(payload, list[LiveUpdate])[:UPDATES_PER_NOTICE_MAX]:
+            self._merge(peer, update)
+
+    def on_events(self, events: Iterable[Numbered]) -> None:
+        """A new attempt starts with a clean slate; a finished branch is complete."""
+        for numbered in events:
+            match numbered.event:
+                case BranchAssigned() as event:
+                    self._states.pop((event.session_id, event.branch_index), None)
+                case BranchCompleted() | BranchFailed() | BranchCancelled() as event:
+                    state = self._states.get((event.session_id, event.branch_index))
+                    if state is not None and not state.lines:
+                        del self._states[event.session_id, event.branch_index]
+                case _:
+                    pass
+
+    async def run(self) -> None:
+        """Shares what happened here with the other nodes, until cancelled."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            unshared, self._unshared = self._unshared, []
+            for start in range(0, len(unshared), UPDATES_PER_NOTICE_MAX):
+                self._broadcast(TOPIC, codec.encode(unshared[start : start + UPDATES_PER_NOTICE_MAX]))
+            await asyncio.sleep(SHARE_PERIOD_S)
+
+    def _merge(self, node_id: NodeId, update: LiveUpdate) -> None:
+        key = (update.session_id, update.branch_index)
+        state = self._states.get(key)
+        if state is None or state.attempt < update.attempt:
+            state = self._states[key] = LiveState(node_id=node_id, attempt=update.attempt, lines=[])
+        elif state.attempt > update.attempt:
+            return
+        if update.progress is not None:
+            state.progress = min(1.0, max(0.0, update.progress))
+        if update.message:
+            state.message = update.message[:LINE_CHARS_MAX]
+        state.lines = _tail(state.lines, update.lines)
+        self._states.move_to_end(key)
+        while len(self._states) > BRANCHES_MAX:
+            self._states.popitem(last=False)
+
+
+def _tail(lines: list[str], more: Sequence[str]) -> list[str]:
+    return [*lines, *(line[:LINE_CHARS_MAX] for line in more)][-LINES_MAX:]

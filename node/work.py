@@ -1,0 +1,206 @@
+"""Does this node's share of the work: what the replicated state assigns to this instance goes to the executor, what the
+executor answers is recorded in the replicated state.
+
+Rules:
+- an assignment is taken from an applied event, never from a message: it is durable before it starts.
+- only assignments of this very instance are executed; those of an earlier start were requeued when it registered.
+- an outcome is kept until the state machine has answered it, over leader changes and lost majorities. Repeating it is
+  harmless: a recorded attempt is skipped, a superseded one is kept as evidence.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from consensus.errors import ConsensusError
+from consensus.state import queries
+from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Outcome, Refused
+from consensus.state.events import BranchAssigned, BranchCancelled, BranchRequeued, Numbered
+from consensus.state.rows import Branch, Failure, Session
+from node.executor import BranchInput, Work
+from storage import codec
+from storage.ids import InstanceId, NodeId, SessionId
+from storage.transactions import Transaction
+
+OUTCOME_BATCH_MAX = 512
+"""Outcomes in one command."""
+
+OUTCOME_BATCH_BYTES_MAX = 512 * 1024
+"""Encoded knowledge in one command: half the command cap, so that one more outcome of the largest size still fits."""
+
+REPORT_DEADLINE_S = 10.0
+REPORT_PAUSE_S = 0.5
+"""Between attempts to record outcomes while there is no majority."""
+
+INPUT_BYTES_MAX = 32 * 1024 * 1024
+"""Encoded knowledge handed to one consolidation; what is beyond is handed over without its `result`, so that a session
+of 10,000 large results does not take the node's memory."""
+
+log = structlog.get_logger()
+
+
+class Consensus(Protocol):
+    """What is needed of `consensus.group.Group`."""
+
+    def read(self) -> AbstractContextManager[Transaction]: ...
+
+    async def propose(self, command: AnyCommand, deadline_s: float = ...) -> Answer: ...
+
+
+class Executor(Protocol):
+    """What is needed of `node.executor.Executor`."""
+
+    def submit(self, work: Work) -> None: ...
+
+    def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> None: ...
+
+
+class Assignments:
+    """Starts and stops executions as the events of the replicated state say."""
+
+    def __init__(self, node_id: NodeId, instance_id: InstanceId, consensus: Consensus, executor: Executor) -> None:
+        self._node_id = node_id
+        self._instance_id = instance_id
+        self._consensus = consensus
+        self._executor = executor
+
+    def on_events(self, events: Iterable[Numbered]) -> None:
+        """To be called with every applied event, in order."""
+        assigned = []
+        for numbered in events:
+            match numbered.event:
+                case BranchAssigned() as event if event.instance_id == self._instance_id:
+                    assigned.append(event)
+                case BranchRequeued() | BranchCancelled() as event if event.node_id == self._node_id:
+                    self._executor.cancel(event.session_id, event.branch_index, event.attempt)
+                case _:
+                    pass
+        if assigned:
+            self._start(assigned)
+
+    def _start(self, assigned: list[BranchAssigned]) -> None:
+        sessions: dict[SessionId, Session | None] = {}
+        with self._consensus.read() as txn:
+            for event in assigned:
+                branch = queries.get_branch(txn, event.session_id, event.branch_index)
+                if event.session_id not in sessions:
+                    sessions[event.session_id] = queries.get_session(txn, event.session_id)
+                session = sessions[event.session_id]
+                if session is None or branch is None or branch.attempt != event.attempt:
+                    continue
+                if branch.status == "processing":
+                    inputs = branch_inputs(txn, session) if branch.role == "consolidation" else None
+                    self._executor.submit(_work(session, branch, inputs))
+
+
+def _work(session: Session, branch: Branch, inputs: list[BranchInput] | None) -> Work:
+    return Work(
+        session_id=branch.session_id,
+        branch_index=branch.branch_index,
+        attempt=branch.attempt,
+        ritual=branch.ritual,
+        task=branch.task,
+        parameters=branch.parameters,
+        seed=branch.seed,
+        timeout_ms=branch.timeout_ms,
+        thought=session.thought,
+        inputs=inputs,
+    )
+
+
+def branch_inputs(txn: Transaction, session: Session) -> list[BranchInput]:
+    """Everything a consolidation sees: one entry a branch, in order of `branch_index`."""
+    inputs: list[BranchInput] = []
+    bytes_left = INPUT_BYTES_MAX
+    for branch, knowledge in queries.branches_with_results(txn, session.id):
+        if knowledge is not None:
+            bytes_left -= len(codec.encode(knowledge.result)) if knowledge.result is not None else 0
+            if bytes_left < 0:
+                knowledge = msgspec.structs.replace(knowledge, result=None)
+        inputs.append(
+            BranchInput(
+                branch_index=branch.branch_index,
+                task=branch.task,
+                ritual=branch.ritual,
+                ritual_version=branch.ritual_version or "",
+                node_id=branch.node_id,
+                attempt=branch.attempt,
+                status=branch.status,
+                duration_ms=branch.duration_ms,
+                parameters=branch.parameters,
+                knowledge=knowledge,
+                failure=branch.failure,
+            )
+        )
+    return inputs
+
+
+class Reporter:
+    """Records outcomes in batches: while one batch is being committed the next one gathers."""
+
+    def __init__(self, consensus: Consensus, now_ms: Callable[[], int]) -> None:
+        self._consensus = consensus
+        self._now_ms = now_ms
+        self._waiting: deque[Outcome] = deque()  # bounded by the executor: one outcome a lease
+        self._woken = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, outcome: Outcome) -> None:
+        self._waiting.append(outcome)
+        self._idle.clear()
+        self._woken.set()
+
+    async def wait_idle(self) -> None:
+        """Returns when every outcome has been answered by the state machine."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Runs until cancelled; what is not answered by then is lost with this instance and requeued by the leader."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            while self._waiting:
+                await self._record(self._take())
+            self._idle.set()
+
+    def _take(self) -> list[Outcome]:
+        batch, size_bytes = [], 0
+        while self._waiting and len(batch) < OUTCOME_BATCH_MAX and size_bytes < OUTCOME_BATCH_BYTES_MAX:
+            outcome = self._waiting.popleft()
+            size_bytes += len(codec.encode(outcome))
+            batch.append(outcome)
+        return batch
+
+    async def _record(self, batch: list[Outcome]) -> None:
+        while True:
+            try:
+                answer = await self._consensus.propose(
+                    CompleteBranches(outcomes=batch, at_ms=self._now_ms()), REPORT_DEADLINE_S
+                )
+            except ConsensusError as error:
+                log.warning("outcomes_waiting", outcomes=len(batch), code=error.code)
+                await asyncio.sleep(REPORT_PAUSE_S)
+                continue
+            break
+        if isinstance(answer, Refused):
+            await self._isolate(batch, answer)
+
+    async def _isolate(self, batch: list[Outcome], refusal: Refused) -> None:
+        """One bad outcome must not take its neighbours along: halve the batch until it stands alone, then record in
+        its place why it was refused."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._record(batch[:middle])
+            await self._record(batch[middle:])
+            return
+        outcome = batch[0]
+        log.error("outcome_refused", session=outcome.session_id, branch=outcome.branch_index, code=refusal.code)
+        if outcome.knowledge is not None:
+            failure = Failure(code=refusal.code, message=refusal.message)
+            await self._record([msgspec.structs.replace(outcome, knowledge=None, failure=failure)])

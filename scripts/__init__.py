@@ -1,0 +1,1 @@
+"""Scripts of a checkout; not part of what is installed."""

@@ -1,0 +1,1 @@
+"""Measures meshnode: `python -m scripts.bench --help`."""

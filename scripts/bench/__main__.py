@@ -1,0 +1,43 @@
+"""Runs benchmarks and prints their figures as a table, each run beside the reference loops of the same call."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from scripts.bench import commits, daemons, reference, report, sessions
+
+BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
+    "commits": commits.measure,
+    "sessions": sessions.measure,
+    "failover": daemons.measure_failover,
+    "cold-start": daemons.measure_cold_start,
+    "idle": daemons.measure_idle,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(BENCHMARKS)} (all)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each (default: 5)")
+    parser.add_argument("--folder", type=Path, help="where the daemons keep their data (default: a temporary folder)")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
+    figures: list[report.Figure] = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="meshnode-bench-") as name:
+        folder = Path(name)
+        for benchmark in arguments.names or BENCHMARKS:
+            print(f"{benchmark}: before {reference.describe(folder)}", file=sys.stderr, flush=True)
+            measured = BENCHMARKS[benchmark](folder, arguments.runs)
+            print(f"{benchmark}: after  {reference.describe(folder)}", file=sys.stderr, flush=True)
+            print(report.markdown(measured), file=sys.stderr, flush=True)
+            figures += measured
+    print(report.markdown(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

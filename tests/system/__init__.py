@@ -1,0 +1,1 @@
+"""Real daemons as real processes, with real failures."""

@@ -1,0 +1,188 @@
+"""The scheduler's decisions: who is dead, what is overdue, and who gets what."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consensus.state.commands import AssignBranches, RequeueBranches, SetMemberStatus
+from consensus.state.rows import Lease, Member, MemberStatus, QueueEntry, RitualOffer
+from node.scheduler import policy
+from node.scheduler.policy import LinkView, View
+from storage.ids import InstanceId, NodeId, SessionId
+
+NOW_MS = 1_000_000
+SESSION = SessionId("2df18a12-f01b-4fb3-91b1-b52a88d742cf")
+RITUALS = {"cpu": RitualOffer(version="1", kind="cpu"), "async": RitualOffer(version="1", kind="async")}
+UP = LinkView(is_up=True, since_ms=60_000)
+
+
+def member(name: str, slots: int = 2, async_slots: int = 4, status: MemberStatus = "alive", **more: object) -> Member:
+    return Member(
+        node_id=NodeId(name),
+        instance_id=InstanceId(f"{name}-1"),
+        name=name,
+        tier="core",
+        address="",
+        http_address="",
+        slots=slots,
+        async_slots=async_slots,
+        rituals=more.get("rituals", RITUALS),
+        software="0",
+        status=status,
+    )
+
+
+def entry(index: int, ritual: str = "cpu", avoid: str | None = None, attempt: int = 1) -> QueueEntry:
+    return QueueEntry(
+        session_id=SESSION,
+        branch_index=index,
+        ritual=ritual,
+        attempt=attempt,
+        timeout_ms=60_000,
+        avoid=NodeId(avoid) if avoid else None,
+    )
+
+
+def lease(index: int, node: str, ritual: str = "cpu", deadline_ms: int = NOW_MS + 1) -> Lease:
+    return Lease(
+        session_id=SESSION,
+        branch_index=index,
+        ritual=ritual,
+        attempt=1,
+        node_id=NodeId(node),
+        instance_id=InstanceId(f"{node}-1"),
+        deadline_ms=deadline_ms,
+    )
+
+
+def view(members: list[Member], queue: list[QueueEntry] = [], leases: list[Lease] = [], **more: object) -> View:  # noqa: B006
+    links = more.get("links", {m.node_id: UP for m in members if m.node_id != "a"})
+    leads_ms = more.get("leader_for_ms", 60_000)
+    return View(
+        node_id=NodeId("a"), leader_for_ms=leads_ms, members=members, links=links, queue=queue, leases=leases
+    )
+
+
+def placed(view: View) -> dict[int, str]:
+    return {a.branch_index: a.node_id for a in policy.place(view, set(), NOW_MS)}
+
+
+def test_nothing_to_do() -> None:
+    assert policy.decide(view([member("a"), member("b")]), NOW_MS) == []
+
+
+def test_queue_is_served_in_order_by_the_least_loaded() -> None:
+    nodes = [member("a"), member("b"), member("c")]
+    where = placed(view(nodes, [entry(i) for i in range(10)]))
+    assert sorted(where) == [0, 1, 2, 3, 4, 5]
+    assert sorted(where.values()) == ["a", "a", "b", "b", "c", "c"]
+    assert where[0] != "a", "CPU work goes to others before the leader"
+
+
+def test_busy_places_count() -> None:
+    where = placed(view([member("a"), member("b")], [entry(9)], [lease(0, "a"), lease(1, "b"), lease(2, "b")]))
+    assert where == {9: "a"}
+
+
+def test_async_work_stays_with_the_leader_at_equal_load() -> None:
+    assert placed(view([member("a"), member("b")], [entry(0, "async")])) == {0: "a"}
+
+
+def test_entry_that_fits_nowhere_does_not_hold_up_the_next() -> None:
+    queue = [entry(0, "unknown"), entry(1, "cpu"), entry(2, "async")]
+    assert sorted(placed(view([member("a")], queue))) == [1, 2]
+
+
+def test_retry_goes_elsewhere_unless_there_is_no_elsewhere() -> None:
+    assert placed(view([member("a"), member("b")], [entry(0, avoid="b")])) == {0: "a"}
+    assert placed(view([member("b")], [entry(0, avoid="b")])) == {0: "b"}
+
+
+def test_attempt_and_deadline_of_an_assignment() -> None:
+    (assignment,) = policy.place(view([member("b")], [entry(7, attempt=3)]), set(), NOW_MS)
+    assert assignment.attempt == 3
+    assert assignment.instance_id == "b-1"
+    assert assignment.deadline_ms == NOW_MS + 60_000 + policy.LEASE_GRACE_MS
+
+
+def test_nothing_for_those_who_are_dead_or_not_linked() -> None:
+    nodes = [member("b", status="dead"), member("c"), member("d")]
+    links = {NodeId("c"): LinkView(is_up=False, since_ms=10), NodeId("d"): UP}
+    assert set(placed(view(nodes, [entry(i) for i in range(9)], links=links)).values()) == {"d"}
+
+
+def test_silent_member_is_dead_and_its_place_is_not_filled() -> None:
+    nodes = [member("a"), member("b")]
+    links = {NodeId("b"): LinkView(is_up=False, since_ms=policy.SILENCE_MS)}
+    commands = policy.decide(view(nodes, [entry(0)], links=links), NOW_MS)
+    assert commands[0] == SetMemberStatus(
+        node_id=NodeId("b"), instance_id=InstanceId("b-1"), status="dead", at_ms=NOW_MS
+    )
+    assert isinstance(commands[1], AssignBranches)
+    assert commands[1].assignments[0].node_id == "a"
+
+
+def test_closed_link_needs_less_patience() -> None:
+    nodes = [member("a"), member("b")]
+    closed = LinkView(is_up=False, since_ms=policy.CLOSED_MS, is_closed_by_peer=True)
+    silent = LinkView(is_up=False, since_ms=policy.CLOSED_MS)
+    assert len(policy.judge_members(view(nodes, links={NodeId("b"): closed}), NOW_MS)) == 1
+    assert policy.judge_members(view(nodes, links={NodeId("b"): silent}), NOW_MS) == []
+
+
+def test_new_leader_waits_the_full_time() -> None:
+    nodes = [member("a"), member("b")]
+    links = {NodeId("b"): LinkView(is_up=False, since_ms=10**9)}
+    assert policy.judge_members(view(nodes, links=links, leader_for_ms=policy.SILENCE_MS - 1), NOW_MS) == []
+    assert policy.judge_members(view(nodes, links={}, leader_for_ms=policy.SILENCE_MS), NOW_MS)[0].status == "dead"
+
+
+def test_returned_member_is_alive_again_and_one_that_left_stays_so() -> None:
+    nodes = [member("a", status="dead"), member("b", status="dead"), member("c", status="left")]
+    verdicts = {v.node_id: v.status for v in policy.judge_members(view(nodes), NOW_MS)}
+    assert verdicts == {"a": "alive", "b": "alive"}
+
+
+def test_overdue_lease_is_requeued() -> None:
+    commands = policy.decide(view([member("a")], leases=[lease(0, "a", deadline_ms=NOW_MS), lease(1, "a")]), NOW_MS)
+    assert isinstance(commands[0], RequeueBranches)
+    assert [r.branch_index for r in commands[0].requeues] == [0]
+    assert not commands[0].requeues[0].is_lost
+
+
+def test_batches_are_bounded() -> None:
+    node = member("a", async_slots=10_000)
+    where = placed(view([node], [entry(i, "async") for i in range(policy.ASSIGN_BATCH_MAX + 1)]))
+    assert len(where) == policy.ASSIGN_BATCH_MAX
+
+
+names = st.sampled_from(["a", "b", "c", "d"])
+
+
+@given(
+    st.dictionaries(names, st.tuples(st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans())),
+    st.lists(st.tuples(st.sampled_from(["cpu", "async", "unknown"]), names), max_size=30),
+    st.lists(st.tuples(st.sampled_from(["cpu", "async"]), names), max_size=12),
+)
+def test_no_node_gets_more_than_it_has_and_no_branch_two_nodes(nodes, queued, leased) -> None:  # type: ignore[no-untyped-def]
+    members = [member(n, s, a, "alive" if alive else "dead") for n, (s, a, alive, _) in nodes.items()]
+    links = {NodeId(n): LinkView(is_up=up, since_ms=0) for n, (_, _, _, up) in nodes.items()}
+    queue = [entry(i, ritual, avoid) for i, (ritual, avoid) in enumerate(queued)]
+    leases = [lease(100 + i, node, ritual) for i, (ritual, node) in enumerate(leased)]
+    assignments = policy.place(view(members, queue, leases, links=links), set(), NOW_MS)
+    assert len({a.branch_index for a in assignments}) == len(assignments)
+    kinds = {e.branch_index: e.ritual for e in queue}
+    for m in members:
+        for kind, slots in (("cpu", m.slots), ("async", m.async_slots)):
+            given_now = sum(a.node_id == m.node_id and kinds[a.branch_index] == kind for a in assignments)
+            had = sum(lease.node_id == m.node_id and lease.ritual == kind for lease in leases)
+            assert given_now == 0 or given_now + had <= slots
+            assert given_now == 0 or m.status == "alive"
+    # Nothing that fits is left lying: whoever was not placed finds no room.
+    for left in {e.branch_index for e in queue if e.ritual != "unknown"} - {a.branch_index for a in assignments}:
+        kind = kinds[left]
+        for m in members:
+            if m.status != "alive" or not (m.node_id == "a" or links[m.node_id].is_up):
+                continue
+            taken = sum(a.node_id == m.node_id and kinds[a.branch_index] == kind for a in assignments)
+            taken += sum(lease.node_id == m.node_id and lease.ritual == kind for lease in leases)
+            assert taken >= (m.slots if kind == "cpu" else m.async_slots)
