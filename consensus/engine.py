@@ -1,0 +1,373 @@
+"""PySyncObj (0.3.17) without its threads, sockets, pickles, dumps and clock: the only module that touches it.
+
+The engine decides elections, replication and commitment. Here it is bound to its surroundings: time and dice come from
+whoever steps it, the log and hard state from `consensus.journal`, what it says goes to a list, proposals and applied
+entries pass through `EngineOwner`. Its own sender of entries is replaced, because that one pickles large entries and
+sends without bound to a peer that lags. Names of the form `_SyncObj__x` are its private members; a test checks them
+against the installed version.
+"""
+
+import logging
+import random
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Any, Protocol
+
+import pysyncobj.syncobj as engine_module
+from pysyncobj import SyncObj, SyncObjConf
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from consensus.journal import Journal
+from consensus.limits import RaftSettings
+from consensus.messages import (
+    COMMAND,
+    AnyMessage,
+    AppendEntries,
+    NextIndex,
+    RequestVote,
+    TimeoutNow,
+    Vote,
+)
+from storage.ids import NodeId
+
+
+class Role(IntEnum):
+    """As the engine numbers them."""
+
+    FOLLOWER = 0
+    CANDIDATE = 1
+    LEADER = 2
+
+
+class EngineOwner(Protocol):
+    """What the engine needs from the replica around it. All are called within `Engine.tick` or `Engine.hand_over`."""
+
+    def on_send(self, peer: NodeId, message: AnyMessage) -> None: ...
+
+    def on_apply(self, index: int, kind: bytes, command: bytes) -> None: ...
+
+    def take_proposals(self) -> list[tuple[int, bytes]]: ...
+
+    def on_appended(self, index: int, token: int) -> None: ...
+
+    def on_role(self, old: Role, new: Role) -> None: ...
+
+
+class _Surroundings(threading.local):
+    """Of the engine that is being stepped on this thread."""
+
+    now: float = 0.0
+    dice: random.Random = random.Random(0)  # noqa: S311  # replaced before every use; nothing secret comes from it
+
+
+_surroundings = _Surroundings()
+
+
+class _Dice:
+    """In place of the module `random`."""
+
+    @staticmethod
+    def random() -> float:
+        return _surroundings.dice.random()
+
+
+class _NoPoller:
+    def poll(self, timeout: float) -> None:
+        """There are no sockets."""
+
+
+class _NoSnapshots:
+    """In place of the engine's serializer: nothing is dumped, and the log is never compacted behind a peer's back."""
+
+    def checkSerializing(self) -> tuple[int, None]:
+        return 0, None
+
+    def cancelTransmisstion(self, node: object) -> None:
+        """There is none."""
+
+
+class _Voter(Node):  # type: ignore[misc]  # the library has no types
+    """A node whose hash does not depend on PYTHONHASHSEED: the engine iterates over sets of them, and a simulation must
+    be the same twice."""
+
+    def __init__(self, node_id: NodeId) -> None:
+        super().__init__(node_id)
+        self._hash = zlib.crc32(node_id.encode())
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Voter) and self.id == other.id)
+
+
+engine_module.monotonicTime = lambda: _surroundings.now
+engine_module.random = _Dice
+engine_module.createPoller = lambda kind: _NoPoller()
+engine_module.createJournal = lambda journal: journal
+logging.getLogger("pysyncobj").addHandler(logging.NullHandler())  # it reports what we count ourselves
+
+
+class _Outbox(Transport):  # type: ignore[misc]  # the library has no types
+    """Turns what the engine says into typed messages. Entries are sent by `Engine`, not through here."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, [])
+        self.engine: Engine | None = None
+
+    def send(self, node: Node, message: dict[str, Any]) -> bool:
+        engine = self.engine
+        assert engine is not None
+        term = engine.term
+        match message["type"]:
+            case "next_node_idx":
+                out: AnyMessage = NextIndex(term, message["next_node_idx"], message["reset"], message["success"])
+            case "request_vote":
+                out = RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
+            case "response_vote":
+                out = Vote(message["term"])
+            case "timeout_now":
+                out = TimeoutNow(message["term"])
+            case other:
+                raise AssertionError(f"the engine said something unexpected: {other}")
+        engine.owner.on_send(node.id, out)
+        return True
+
+
+class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
+    """One Raft voter. Every method needs `enter` first in the same step."""
+
+    _SyncObj__raftCommitIndex: int
+    _SyncObj__raftLeader: Any
+
+    def __init__(
+        self, node_id: NodeId, voters: Iterable[NodeId], journal: Journal, settings: RaftSettings, owner: EngineOwner
+    ) -> None:
+        self.node_id = node_id
+        self.owner = owner
+        self.journal = journal
+        self.settings = settings
+        self.nodes = {voter: _Voter(voter) for voter in sorted(voters)}
+        self.peers = [voter for voter in self.nodes if voter != node_id]
+        self.majority = len(self.nodes) // 2 + 1
+        self._in_flight: dict[NodeId, deque[tuple[int, int]]] = {peer: deque() for peer in self.peers}
+        self._in_flight_bytes = dict.fromkeys(self.peers, 0)
+        self.is_probing = dict.fromkeys(self.peers, True)
+        self.commit_told = dict.fromkeys(self.peers, 0)
+        self._outbox = _Outbox()
+        super().__init__(
+            self.nodes[node_id],
+            [self.nodes[peer] for peer in self.peers],
+            SyncObjConf(
+                autoTick=False,
+                journalFile=journal,
+                raftMinTimeout=settings.election_min_s,
+                raftMaxTimeout=settings.election_max_s,
+                appendEntriesPeriod=settings.heartbeat_s,
+                leaderFallbackTimeout=settings.leader_fallback_s,
+                connectionTimeout=settings.election_max_s * 2,
+                dynamicMembershipChange=False,
+            ),
+            transport=self._outbox,
+        )
+        self._outbox.engine = self
+        self._SyncObj__serializer = _NoSnapshots()
+        self._SyncObj__raftLastApplied = max(journal.applied_index, 1)
+
+    @staticmethod
+    def enter(now: float, dice: random.Random) -> None:
+        """From here on this thread's engine sees this time and these dice."""
+        _surroundings.now, _surroundings.dice = now, dice
+
+    # -- what it knows --
+
+    @property
+    def role(self) -> Role:
+        return Role(self._SyncObj__raftState)
+
+    @property
+    def is_leader(self) -> bool:
+        return bool(self._SyncObj__raftState == 2)
+
+    @property
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def leader(self) -> NodeId | None:
+        node = self._SyncObj__raftLeader
+        return None if node is None else NodeId(node.id)
+
+    def forget_leader(self) -> None:
+        self._SyncObj__raftLeader = None
+
+    @property
+    def commit_index(self) -> int:
+        return self._SyncObj__raftCommitIndex
+
+    def advance_commit(self, index: int) -> None:
+        """The caller knows that everything up to `index` is committed and equal to what is in this log."""
+        assert index <= self.journal.last_index
+        if index > self._SyncObj__raftCommitIndex:
+            self._SyncObj__raftCommitIndex = index
+            self.journal.setRaftCommitIndex(index)
+
+    @property
+    def applied_index(self) -> int:
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def election_deadline(self) -> float:
+        return float(self._SyncObj__raftElectionDeadline)
+
+    @election_deadline.setter
+    def election_deadline(self, at: float) -> None:
+        self._SyncObj__raftElectionDeadline = at
+
+    def heartbeat_deadline(self) -> float:
+        return float(self._SyncObj__newAppendEntriesTime)
+
+    @property
+    def is_transfer_in_progress(self) -> bool:
+        """The leader has asked this node to take over."""
+        return bool(self._SyncObj__transferInProgress)
+
+    def is_connected(self, peer: NodeId) -> bool:
+        return self.nodes[peer] in self._SyncObj__connectedNodes
+
+    def match_index(self, peer: NodeId) -> int:
+        """Of a peer, while leader: what it is known to hold durably."""
+        return int(self._SyncObj__raftMatchIndex.get(self.nodes[peer], 0))
+
+    def next_index(self, peer: NodeId) -> int:
+        return int(self._SyncObj__raftNextIndex.get(self.nodes[peer], 0))
+
+    # -- what happens to it --
+
+    def connect(self, peer: NodeId) -> None:
+        self._reset_window(peer)
+        self._SyncObj__onNodeConnected(self.nodes[peer])
+        if self.is_leader:
+            # What was on its way may be lost. Start from what it is known to hold, and say at once who leads.
+            self._SyncObj__raftNextIndex[self.nodes[peer]] = max(self.match_index(peer), self.journal.first_index) + 1
+            self._SyncObj__newAppendEntriesTime = 0.0
+
+    def disconnect(self, peer: NodeId) -> None:
+        self._reset_window(peer)
+        self._SyncObj__onNodeDisconnected(self.nodes[peer])
+
+    def hand_over(self, peer: NodeId, message: dict[str, Any]) -> None:
+        """To the engine's own message handler, in its own format."""
+        self._SyncObj__onMessageReceived(self.nodes[peer], message)
+
+    def tick(self) -> None:
+        self.doTick(0.0)
+        if self.is_leader and any(
+            self.next_index(peer) <= self.journal.last_index and self._may_send(peer) for peer in self.peers
+        ):
+            self._SyncObj__sendAppendEntries()
+
+    def adopt_term(self, term: int) -> None:
+        """Someone is in a higher term: this replica follows nobody until it hears from that term's leader."""
+        assert term > self.term
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__transferInProgress = False
+        self._SyncObj__raftLeader = None
+        self._SyncObj__setState(int(Role.FOLLOWER))
+
+    def start_transfer(self) -> bool:
+        """Ask the most caught-up peer to take over; False while it is not quite caught up or there is none."""
+        outcome: list[int] = []
+        self.transferLeadership(callback=lambda result, error: outcome.append(error))
+        return outcome == [0]
+
+    def acknowledged(self, peer: NodeId, message: NextIndex) -> None:
+        """Before the engine sees an acknowledgement: make room in the peer's window."""
+        flights = self._in_flight[peer]
+        if message.is_reset:
+            self._reset_window(peer)
+        while flights and flights[0][0] < message.next_index:
+            self._in_flight_bytes[peer] -= flights.popleft()[1]
+        self.is_probing[peer] = False
+
+    def _reset_window(self, peer: NodeId) -> None:
+        self._in_flight[peer].clear()
+        self._in_flight_bytes[peer] = 0
+        self.is_probing[peer] = True
+        self.commit_told[peer] = 0
+
+    def _may_send(self, peer: NodeId) -> bool:
+        """New entries, to this peer, now. One batch until it has answered: until then `next` is a guess."""
+        if not self.is_connected(peer):
+            return False
+        return self._in_flight_bytes[peer] < (1 if self.is_probing[peer] else self.settings.window_bytes)
+
+    def random_timeout(self, low: float, high: float) -> float:
+        return low + (high - low) * _surroundings.dice.random()
+
+    # -- overrides of the engine's private members --
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        """To every connected peer: the entries it lacks, as far as its window allows; at least one message, which also
+        is the heartbeat. Nothing is lost by stopping early: `next` only moves past what was sent."""
+        self._SyncObj__newAppendEntriesTime = _surroundings.now + self.settings.heartbeat_s
+        term, commit, journal = self.term, self.commit_index, self.journal
+        for peer in self.peers:
+            if not self.is_connected(peer):
+                continue
+            node = self.nodes[peer]
+            start = max(self._SyncObj__raftNextIndex[node], journal.first_index + 1)
+            has_sent = False
+            while not has_sent or (start <= journal.last_index and self._may_send(peer)):
+                entries = []
+                if start <= journal.last_index and self._may_send(peer):
+                    entries = journal.entries(
+                        start,
+                        journal.last_index + 1,
+                        bytes_max=self.settings.batch_bytes,
+                        count_max=self.settings.batch_entries,
+                    )
+                    size = sum(len(entry[0]) for entry in entries) + 32 * len(entries)
+                    self._in_flight[peer].append((entries[-1][1], size))
+                    self._in_flight_bytes[peer] += size
+                message = AppendEntries(term, commit, start - 1, journal.term_at(start - 1), entries)
+                self.owner.on_send(peer, message)
+                start += len(entries)
+                self.commit_told[peer] = max(self.commit_told[peer], min(commit, start - 1))
+                has_sent = True
+            self._SyncObj__raftNextIndex[node] = start
+
+    def _checkCommandsToApply(self) -> None:
+        """The engine would forward them when it is not the leader; ours are then answered, not forwarded."""
+        for token, command in self.owner.take_proposals():
+            index = self.journal.last_index + 1
+            self.journal.add(COMMAND + command, index, self.term)
+            self.owner.on_appended(index, token)
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
+        index = self.applied_index + 1
+        kind = command[:1]
+        self.owner.on_apply(index, kind, command[1:] if kind == COMMAND else b"")
+
+    def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
+        """Membership never travels as a pickle in the log."""
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """There are no dumps."""
+
+    def _SyncObj__setState(self, state: int) -> None:
+        old, new = self.role, Role(state)
+        self._SyncObj__raftState = state
+        if old is new:
+            return
+        if new is Role.LEADER:
+            for peer in self.peers:
+                self._reset_window(peer)
+        elif old is Role.LEADER:
+            # A leader does not move its election deadline, so it lies in the past.
+            self._SyncObj__raftElectionDeadline = _surroundings.now + self._SyncObj__generateRaftTimeout()
+        self.owner.on_role(old, new)

@@ -1,0 +1,56 @@
+"""What can go wrong in agreement, and what the caller should do about it. Storage errors pass through unchanged."""
+
+
+class ConsensusError(Exception):
+    """Root of this package's errors. `code` is stable; the message says what to do."""
+
+    code = "consensus"
+
+
+class VotersChanged(ConsensusError):
+    """The data directory belongs to another set of voters than the one given."""
+
+    code = "voters_changed"
+
+    def __init__(self, stored: tuple[str, ...], given: tuple[str, ...]) -> None:
+        super().__init__(
+            f"this data directory was founded with the voters {', '.join(stored)}, but {', '.join(given)} were given; "
+            "start the node with the founding it belongs to, or with an empty data directory"
+        )
+        self.stored = stored
+        self.given = given
+
+
+class ReplicaDead(ConsensusError):
+    """`step` was called after it had raised. Construct a new replica from the store."""
+
+    code = "replica_dead"
+
+    def __init__(self) -> None:
+        super().__init__("this replica has failed; construct a new one from the store")
+
+
+class ProposalFailed(ConsensusError):
+    """Base of what `Group.propose` and `Group.barrier` raise."""
+
+
+class ProposalTimeout(ProposalFailed):
+    """The outcome was not known by the deadline. The command may still be applied later: proposing it again is safe,
+    commands are idempotent by the ids in them. Code `no_leader`: no leader was known at the deadline; `timeout`: one
+    was known but did not answer in time."""
+
+    def __init__(self, code: str, deadline_s: float) -> None:
+        cause = "no leader was known" if code == "no_leader" else "the outcome was not known"
+        super().__init__(f"{cause} within {deadline_s:g} s; it is safe to try again")
+        self.code = code
+        self.deadline_s = deadline_s
+
+
+class Unavailable(ProposalFailed):
+    """Refused before it was proposed; nothing has happened. Codes: `overloaded` (too many proposals in flight: retry
+    later), `quarantined` (this replica has diverged: ask another node), `stopped` (this replica has stopped: ask
+    another node), `too_large` (the command exceeds its cap: do not retry)."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

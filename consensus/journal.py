@@ -1,0 +1,248 @@
+"""The engine's log and hard state, kept in the store.
+
+What the engine appends or cuts waits in memory until `flush` writes it into the tick's one transaction; nothing is
+said to anybody before that has been committed. Only the newest entries stay in memory, so a start reads a few of them
+and a long log costs no memory; older ones are read from the store. Reads always see what the tick has appended or cut:
+entries not yet flushed are never evicted.
+
+The camel-case methods are PySyncObj's `Journal`; positions there count from the first entry kept. Index and term of
+the entries are in the log table as u64 key -> u64 term + raw command.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import msgspec
+
+from consensus.limits import RaftSettings
+from consensus.messages import Entry
+from storage.transactions import Store, Transaction
+
+LOG_TABLE = "log"
+RAFT_TABLE = "raft"
+TABLES = (LOG_TABLE, RAFT_TABLE)
+
+_HARD_KEY = b"hard"
+_FORMAT = 1
+
+
+class _HardState(msgspec.Struct, frozen=True, array_like=True):
+    """Appended fields need a default."""
+
+    format: int
+    term: int
+    vote: str | None
+    commit_index: int
+    """Only a hint: it may lag behind what is known to be committed, never lead it."""
+    applied_index: int
+
+
+class Journal:
+    """Durable only after `flush` *and* the commit of its transaction. If either fails, throw the journal away."""
+
+    def __init__(self, store: Store, settings: RaftSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self.open_txn: Transaction | None = None
+        """The tick's transaction, while there is one: older entries are then read through it."""
+        with store.read() as txn:
+            hard = txn.get(RAFT_TABLE, _HARD_KEY)
+            first, last = txn.first(LOG_TABLE), txn.last(LOG_TABLE)
+        state = _HardState(_FORMAT, 0, None, 1, 0)
+        if hard is not None:
+            state = msgspec.msgpack.decode(hard, type=_HardState)
+        self._term, self._vote = state.term, state.vote
+        self._commit_index, self.applied_index = state.commit_index, state.applied_index
+        self._is_hard_changed = False
+        self._head: Entry | None = None if first is None else _decode(*first)
+        self._tail: list[Entry] = [] if last is None else [_decode(*last)]
+        self._tail_bytes = sum(len(entry[0]) for entry in self._tail)
+        self.first_index = 1 if self._head is None else self._head[1]
+        self.last_index = 0 if last is None else self._tail[0][1]
+        self._tail_first = self.last_index if self._tail else 1
+        self._flushed_last = self.last_index
+        self._cut_from: int | None = None
+        self._cut_to: int | None = None
+
+    # -- reading --
+
+    @property
+    def last_term(self) -> int:
+        return self._tail[-1][2] if self._tail else 0
+
+    def term_at(self, index: int) -> int:
+        """Of an entry between `first_index` and `last_index`."""
+        if index >= self._tail_first:
+            return self._tail[index - self._tail_first][2]
+        with self._read() as txn:
+            value = txn.get(LOG_TABLE, index.to_bytes(8, "big"))
+        assert value is not None, f"log entry {index} is missing"
+        return int.from_bytes(value[:8], "big")
+
+    def entries(self, start: int, stop: int, *, bytes_max: int, count_max: int, count_min: int = 1) -> list[Entry]:
+        """Entries from `start` up to before `stop`, cut to the caps, but at least `count_min` if there are so many."""
+        start, stop = max(start, self.first_index), min(stop, self.last_index + 1)
+        stop = min(stop, start + max(count_max, count_min))
+        if start >= stop:
+            return []
+        found: list[Entry] = []
+        size = 0
+        if start < self._tail_first:
+            with self._read() as txn:
+                until = min(stop, self._tail_first)
+                for key, value in txn.scan(LOG_TABLE, start.to_bytes(8, "big"), until.to_bytes(8, "big")):
+                    size += len(value) - 8
+                    if size > bytes_max and len(found) >= count_min:
+                        return found
+                    found.append(_decode(key, value))
+            start = until
+        for position in range(start - self._tail_first, stop - self._tail_first):
+            entry = self._tail[position]
+            size += len(entry[0])
+            if size > bytes_max and len(found) >= count_min:
+                break
+            found.append(entry)
+        return found
+
+    def _read(self) -> AbstractContextManager[Transaction]:
+        return self._store.read() if self.open_txn is None else nullcontext(self.open_txn)
+
+    def __len__(self) -> int:
+        return self.last_index - self.first_index + 1
+
+    def __getitem__(self, item: Any) -> Any:
+        """Slices are capped in bytes and entries, at two entries or more: the engine takes what it gets from the front
+        and comes again, and asks only for "more than one" where it cuts the log."""
+        if isinstance(item, slice):
+            start = self.first_index + (item.start or 0)
+            stop = self.last_index + 1 if item.stop is None else self.first_index + item.stop
+            if stop == start + 1 and self._tail_first <= start <= self.last_index:
+                return [self._tail[start - self._tail_first]]
+            return self.entries(
+                start,
+                stop,
+                bytes_max=self._settings.slice_bytes_max,
+                count_max=self._settings.slice_entries_max,
+                count_min=2,
+            )
+        if item == -1:
+            return self._tail[-1]
+        if item == 0 and self._head is not None:
+            return self._head
+        raise IndexError(item)
+
+    # -- changing --
+
+    def add(self, command: bytes, idx: int, term: int) -> None:
+        if self._head is None:
+            self._head, self.first_index, self._tail_first = (command, idx, term), idx, idx
+        else:
+            assert idx == self.last_index + 1, f"a gap in the log: {idx} after {self.last_index}"
+        self._tail.append((command, idx, term))
+        self._tail_bytes += len(command)
+        self.last_index = idx
+
+    def deleteEntriesFrom(self, position: int) -> None:
+        index = self.first_index + position
+        if index > self.last_index:
+            return
+        assert index > self.first_index, "the first entry is agreed and never cut"
+        assert index > self.applied_index, "an applied entry is never cut"
+        if index <= self._flushed_last:
+            self._cut_from = index if self._cut_from is None else min(index, self._cut_from)
+            self._flushed_last = index - 1
+        self.last_index = index - 1
+        if index > self._tail_first:
+            del self._tail[index - self._tail_first :]
+        else:
+            # The engine reads the last entry all the time: keep it at hand.
+            previous = self.entries(index - 1, index, bytes_max=0, count_max=1)
+            self._tail, self._tail_first = previous, index - 1
+        self._tail_bytes = sum(len(entry[0]) for entry in self._tail)
+
+    def deleteEntriesTo(self, position: int) -> None:
+        index = self.first_index + position
+        if index <= self.first_index:
+            return
+        assert index <= min(self.applied_index, self._flushed_last), "only applied entries are compacted"
+        (self._head,) = self.entries(index, index + 1, bytes_max=0, count_max=1)
+        self.first_index = index
+        self._cut_to = index
+        if index > self._tail_first:
+            del self._tail[: index - self._tail_first]
+            self._tail_first = index
+            self._tail_bytes = sum(len(entry[0]) for entry in self._tail)
+
+    def clear(self) -> None:
+        raise AssertionError("the engine clears its log only for dumps, and there are none")
+
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
+        assert term >= self._term, "a term never goes back"
+        self._term, self._vote, self._is_hard_changed = term, votedForNodeId, True
+
+    def getCurrentTerm(self) -> int:
+        return self._term
+
+    def getVotedForNodeId(self) -> str | None:
+        return self._vote
+
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
+        self._commit_index = raftCommitIndex
+
+    def getRaftCommitIndex(self) -> int:
+        return min(max(self._commit_index, self.applied_index, 1), max(self.last_index, 1))
+
+    def set_applied(self, index: int) -> None:
+        self.applied_index, self._is_hard_changed = index, True
+
+    def onOneSecondTimer(self) -> None:
+        """Nothing is left to a timer."""
+
+    def _destroy(self) -> None:
+        """The store belongs to the caller."""
+
+    # -- writing --
+
+    @property
+    def is_dirty(self) -> bool:
+        """A commit index that has moved alone is no reason to write: it is only a hint."""
+        return (
+            self._is_hard_changed
+            or self.last_index > self._flushed_last
+            or self._cut_from is not None
+            or self._cut_to is not None
+        )
+
+    def flush(self, txn: Transaction) -> None:
+        """Write what has changed into `txn`, and evict from memory what exceeds the caps."""
+        if self._cut_to is not None:
+            txn.delete_range(LOG_TABLE, b"", self._cut_to.to_bytes(8, "big"))
+            self._cut_to = None
+        if self._cut_from is not None:
+            txn.delete_range(LOG_TABLE, self._cut_from.to_bytes(8, "big"), None)
+            self._cut_from = None
+        for position in range(self._flushed_last + 1 - self._tail_first, len(self._tail)):
+            command, index, term = self._tail[position]
+            txn.put(LOG_TABLE, index.to_bytes(8, "big"), term.to_bytes(8, "big") + command)
+        self._flushed_last = self.last_index
+        hard = _HardState(_FORMAT, self._term, self._vote, self._commit_index, self.applied_index)
+        txn.put(RAFT_TABLE, _HARD_KEY, msgspec.msgpack.encode(hard))
+        self._is_hard_changed = False
+        if len(self._tail) > self._settings.tail_entries_max or self._tail_bytes > self._settings.tail_bytes_max:
+            self._evict()
+
+    def _evict(self) -> None:
+        """Down to three quarters of the caps, so that it happens rarely; the last entry always stays."""
+        count = len(self._tail) - 1
+        entries_keep = self._settings.tail_entries_max * 3 // 4
+        bytes_keep = self._settings.tail_bytes_max * 3 // 4
+        evicted = 0
+        while evicted < count and (len(self._tail) - evicted > entries_keep or self._tail_bytes > bytes_keep):
+            self._tail_bytes -= len(self._tail[evicted][0])
+            evicted += 1
+        del self._tail[:evicted]
+        self._tail_first += evicted
+
+
+def _decode(key: bytes, value: bytes) -> Entry:
+    return bytes(value[8:]), int.from_bytes(key, "big"), int.from_bytes(value[:8], "big")

@@ -1,0 +1,76 @@
+"""Every cap and every time constant of agreement, with unit and reason."""
+
+import msgspec
+
+COMMAND_BYTES_MAX = 1 << 20
+"""Of one encoded command. Below the batch size, so that an entry never has to be cut."""
+
+BATCH_ENTRIES_MAX = 4096
+"""Entries in one append message: bounds the work of one message when commands are tiny."""
+
+FRAME_BYTES_MAX = 4 << 20
+"""Of one frame from a peer: a full batch, or one command of the largest size, plus framing."""
+
+FRAME_MESSAGES_MAX = 1024
+"""Messages in one frame; a tick of an honest peer makes a handful."""
+
+WINDOW_BYTES = 8 << 20
+"""Entries sent to one peer and not yet acknowledged. Fills 1 Gbit/s at 60 ms; bounds what a slow peer can make us
+queue."""
+
+TAIL_BYTES_MAX = 16 << 20
+"""Of the newest log entries kept in memory; older ones are read from the store. Twice the window, so that a peer that
+keeps up is served from memory."""
+
+TAIL_ENTRIES_MAX = 32768
+"""Same, in entries: tiny commands cost more in Python objects than in bytes."""
+
+SLICE_BYTES_MAX = 4 << 20
+"""Answer to an open-ended read of the log: bounds what one tick applies."""
+
+SLICE_ENTRIES_MAX = 2048
+"""Same, in entries: about 50 ms of applying."""
+
+TERM_MAX = 1 << 62
+TERM_JUMP_MAX = 1 << 32
+"""How far one message may raise the term. One election a second reaches it in 136 years; a lying peer would need a
+thousand million messages to use up all terms."""
+
+INDEX_MAX = 1 << 62
+
+PROPOSALS_IN_FLIGHT_MAX = 4096
+"""Of one node, its own and forwarded ones together. Beyond it callers are told `overloaded`."""
+
+CHECKPOINTS_MAX = 256
+"""Digests kept of the newest checkpoints, to compare with those of peers."""
+
+CHECKPOINT_PERIOD_S = 1.0
+"""A replica tells its newest checkpoint to its peers at most this often."""
+
+DISK_FULL_RETRY_S = 2.0
+"""Pause before a replica that found the disk full tries again."""
+
+RESTARTS_MAX = 8
+"""Unexplained failures of the replica in a row before its driver gives up."""
+
+
+class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in seconds. The defaults suit a LAN and tolerate a pause of half a second of any one machine."""
+
+    heartbeat_s: float = 0.15
+    election_min_s: float = 0.75
+    """More than three heartbeats (the engine insists)."""
+    election_max_s: float = 1.5
+    leader_fallback_s: float = 1.8
+    """A leader that has not heard of a majority for so long steps down: about two election timeouts."""
+    failover_min_s: float = 0.02
+    """After the link to the leader was closed by the leader's side: its process is gone."""
+    failover_max_s: float = 0.12
+    batch_bytes: int = 2 << 20
+    """Commands in one append message."""
+    batch_entries: int = BATCH_ENTRIES_MAX
+    window_bytes: int = WINDOW_BYTES
+    tail_bytes_max: int = TAIL_BYTES_MAX
+    tail_entries_max: int = TAIL_ENTRIES_MAX
+    slice_bytes_max: int = SLICE_BYTES_MAX
+    slice_entries_max: int = SLICE_ENTRIES_MAX

@@ -1,0 +1,146 @@
+"""What replicas say to each other: MessagePack arrays, tagged with a number, decoded with every field's type and range
+checked. A frame is a list of messages. Every message carries the term its sender was in, because the engine's own
+acknowledgements carry none (section 4, row 4).
+
+Tags are the wire format: never reuse one. A field may only be appended, with a default.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from consensus.limits import (
+    BATCH_ENTRIES_MAX,
+    COMMAND_BYTES_MAX,
+    FRAME_BYTES_MAX,
+    FRAME_MESSAGES_MAX,
+    INDEX_MAX,
+    TERM_MAX,
+)
+
+Term: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=TERM_MAX)]
+Index: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=INDEX_MAX)]
+Entry: TypeAlias = tuple[bytes, int, int]
+"""Raw command, index, term: the engine's order. The first byte of the raw command is its kind."""
+
+COMMAND = b"\x00"
+NO_OP = b"\x01"
+"""The kinds of entry. The engine knows two more, both pickles; they are never proposed and never accepted."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages."""
+
+    sender_term: Term
+
+
+class AppendEntries(Message, frozen=True, tag=1):
+    """From the leader. Empty: a heartbeat."""
+
+    commit_index: Term
+    prev_index: Index
+    prev_term: Term
+    entries: Annotated[list[Entry], msgspec.Meta(max_length=BATCH_ENTRIES_MAX)]
+
+
+class NextIndex(Message, frozen=True, tag=2):
+    """To the leader: what I want next. `is_success`: I hold everything before it, durably. `is_reset`: go back."""
+
+    next_index: Index
+    is_reset: bool
+    is_success: bool
+
+
+class RequestVote(Message, frozen=True, tag=3):
+    last_index: Index
+    last_term: Term
+
+
+class Vote(Message, frozen=True, tag=4):
+    """Granted to whom it is sent, in the term it carries."""
+
+
+class RequestPreVote(Message, frozen=True, tag=5):
+    """Would you vote for me in `term`? Asking changes nothing."""
+
+    term: Term
+    last_index: Index
+    last_term: Term
+
+
+class PreVote(Message, frozen=True, tag=6):
+    """I would, in `term`."""
+
+    term: Term
+
+
+class TimeoutNow(Message, frozen=True, tag=7):
+    """From the leader to its chosen successor: start an election at once."""
+
+
+class Commit(Message, frozen=True, tag=8):
+    """From the leader, when there is nothing to append: everything up to the entry with this index *and term* is
+    committed. The term makes it say nothing about a log that has another entry there."""
+
+    index: Index
+    index_term: Term
+
+
+class HigherTerm(Message, frozen=True, tag=9):
+    """Says only that the sender's term is higher than that of a message it got."""
+
+
+class Checkpoint(Message, frozen=True, tag=10):
+    """Digest of the sender's tables right after it applied `index`."""
+
+    index: Index
+    digest: Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
+
+
+AnyMessage: TypeAlias = (
+    AppendEntries
+    | NextIndex
+    | RequestVote
+    | Vote
+    | RequestPreVote
+    | PreVote
+    | TimeoutNow
+    | Commit
+    | HigherTerm
+    | Checkpoint
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Annotated[list[AnyMessage], msgspec.Meta(max_length=FRAME_MESSAGES_MAX)])
+
+
+def encode_frame(messages: Sequence[AnyMessage]) -> bytes:
+    return _encoder.encode(messages)
+
+
+def decode_frame(frame: bytes) -> list[AnyMessage] | None:
+    """None if these bytes are not a frame: too long, not MessagePack, an unknown tag, a wrong type or range."""
+    if len(frame) > FRAME_BYTES_MAX:
+        return None
+    try:
+        messages: list[AnyMessage] = _decoder.decode(frame)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return messages
+
+
+def are_entries_wellformed(message: AppendEntries) -> bool:
+    """Indexes follow `prev_index` without a gap, terms never fall and never exceed the leader's, and every command is
+    of a kind that holds no pickle and within its cap."""
+    index, term = message.prev_index, message.prev_term
+    if term > message.sender_term:
+        return False
+    for raw, entry_index, entry_term in message.entries:
+        index += 1
+        if entry_index != index or entry_term < term or len(raw) > COMMAND_BYTES_MAX + 1:
+            return False
+        if raw[:1] not in (COMMAND, NO_OP):
+            return False
+        term = entry_term
+    return term <= message.sender_term

@@ -1,0 +1,410 @@
+"""One voter as a synchronous machine: inputs and the time go in, what to say and what has been decided comes out.
+
+One step = one tick of the engine = at most one write transaction = one fsync. New log entries, term and vote, the rows
+changed by applied commands and the applied index are committed together, and only then is anything said: nothing is
+told to anybody before it is durable, and applied state never disagrees with the applied index. A step that writes
+nothing opens no transaction.
+
+Crash only: if a step raises, the object is dead and everything it would have said is lost, exactly as if the process
+had been killed. Construct a new one from the store; it continues with what was committed, and replays nothing.
+
+No clock, no dice, no I/O but the store.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from consensus.election import Election
+from consensus.engine import Engine, Role
+from consensus.errors import ReplicaDead, VotersChanged
+from consensus.guard import Guard
+from consensus.journal import RAFT_TABLE, Journal
+from consensus.limits import CHECKPOINT_PERIOD_S, CHECKPOINTS_MAX, COMMAND_BYTES_MAX, RaftSettings
+from consensus.messages import COMMAND, AnyMessage, AppendEntries, Checkpoint, Commit, decode_frame, encode_frame
+from storage.ids import NodeId
+from storage.transactions import Store, Transaction, WriteTransaction
+
+_VOTERS_KEY = b"voters"
+_QUARANTINE_KEY = b"quarantine"
+
+
+class StateMachine(Protocol):
+    """What the log is applied to. Total and deterministic: it answers every bytes, and never raises anything but
+    StorageError; what it raises kills the replica."""
+
+    def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Any, Sequence[Any]]:
+        """Its answer to the proposer and its events for watchers."""
+
+    def checkpoint(self, txn: Transaction, index: int, command: bytes) -> bytes | None:
+        """Digest of the tables after `command` was applied, at the commands chosen to compare replicas; else None."""
+
+
+class PeerMessage(msgspec.Struct, frozen=True):
+    """A frame from an authenticated peer, in the order in which it was sent."""
+
+    peer: NodeId
+    frame: bytes
+
+
+class LinkUp(msgspec.Struct, frozen=True):
+    peer: NodeId
+
+
+class LinkDown(msgspec.Struct, frozen=True):
+    """`closed_by_peer`: with EOF or a reset, so its process is gone; not by silence."""
+
+    peer: NodeId
+    closed_by_peer: bool
+
+
+class Propose(msgspec.Struct, frozen=True):
+    """`token` comes back in `Resolved`; the caller chooses it and never uses it twice."""
+
+    token: int
+    command: bytes
+
+
+class TransferLeadership(msgspec.Struct, frozen=True):
+    """Hand over to the most caught-up peer, if this replica leads; given up after an election timeout."""
+
+
+Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Propose | TransferLeadership
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """The end of a proposal. Errors: `not_leader` (never entered the log), `discarded` (leadership was lost; it may yet
+    be applied), `too_large`, `quarantined`. Without an error it was applied at `index` and `answer` is durable."""
+
+    token: int
+    index: int
+    answer: Any
+    error: str | None
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    node_id: NodeId
+    role: Role
+    term: int
+    leader: NodeId | None
+    commit_index: int
+    applied_index: int
+    last_index: int
+    first_index: int
+    voters: tuple[NodeId, ...]
+    connected: tuple[NodeId, ...]
+    match_index: dict[NodeId, int]
+    """Of each peer, while leader: what it holds durably."""
+    is_quarantined: bool
+    """A majority of the voters has other tables at the same index: this replica must not be asked."""
+    dropped: dict[str, int]
+    """Messages of peers that were not believed, by reason."""
+
+
+class Output(msgspec.Struct, frozen=True):
+    """Everything in it is durable and may be told."""
+
+    messages: list[tuple[NodeId, bytes]]
+    resolved: list[Resolved]
+    events: list[Any]
+    checkpoints: list[tuple[int, bytes]]
+    status: ReplicaStatus
+    next_deadline: float
+    """Step again at this time if nothing arrives before; the current time if there is more to do at once."""
+
+
+class Replica:
+    def __init__(
+        self,
+        node_id: NodeId,
+        voters: Sequence[NodeId],
+        store: Store,
+        machine: StateMachine,
+        settings: RaftSettings,
+        rng: random.Random,
+        now: float,
+    ) -> None:
+        """The store needs `journal.TABLES` and those of the machine. At the first start the voters are recorded.
+        Raises VotersChanged, StorageError, ValueError if `node_id` is not a voter."""
+        if node_id not in voters:
+            raise ValueError(f"{node_id} is not one of the voters")
+        self.node_id = node_id
+        self.voters = tuple(sorted(voters))
+        self._store = store
+        self._machine = machine
+        self._settings = settings
+        self._rng = rng
+        self._is_dead = False
+        self._is_quarantined = self._check_founding()
+        Engine.enter(now, rng)
+        self.journal = Journal(store, settings)
+        self.engine = Engine(node_id, self.voters, self.journal, settings, self)
+        self.election = Election(self.engine)
+        self.guard = Guard(self.engine, self.election)
+        if not self.engine.peers:
+            self.engine.election_deadline = 0.0
+        self._txn: WriteTransaction | None = None
+        self._now = now
+        self._proposals: list[tuple[int, bytes]] = []
+        self._waiting: dict[int, int] = {}
+        """Log index -> token of proposals of this term of leadership."""
+        self._transfer_until: float | None = None
+        self._has_asked_successor = False
+        self._outbox: list[tuple[NodeId, AnyMessage]] = []
+        self._resolved: list[Resolved] = []
+        self._events: list[Any] = []
+        self._checkpoints: list[tuple[int, bytes]] = []
+        self._digests: dict[int, bytes] = {}
+        self._digest_order: deque[int] = deque()
+        self._reported: dict[NodeId, Checkpoint] = {}
+        self._disagreeing: set[NodeId] = set()
+        self._told_at = float("-inf")
+
+    def step(self, inputs: Iterable[Input], now: float) -> Output:
+        """Take in what has arrived, tick once, make it durable. Time never goes back. Whatever it raises, the replica
+        is dead: StorageError is the world's fault, anything else is a bug in it or in the state machine."""
+        if self._is_dead:
+            raise ReplicaDead
+        self._is_dead = True
+        try:
+            output = self._step(inputs, now)
+        except BaseException:
+            if self._txn is not None:
+                self._txn.abort()
+            raise
+        self._is_dead = False
+        return output
+
+    @property
+    def status(self) -> ReplicaStatus:
+        engine = self.engine
+        return ReplicaStatus(
+            self.node_id,
+            engine.role,
+            engine.term,
+            engine.leader,
+            engine.commit_index,
+            engine.applied_index,
+            self.journal.last_index,
+            self.journal.first_index,
+            self.voters,
+            tuple(peer for peer in engine.peers if engine.is_connected(peer)),
+            {peer: engine.match_index(peer) for peer in engine.peers} if engine.is_leader else {},
+            self._is_quarantined,
+            dict(self.guard.dropped),
+        )
+
+    # -- the tick --
+
+    def _step(self, inputs: Iterable[Input], now: float) -> Output:
+        self._now = now
+        engine = self.engine
+        engine.enter(now, self._rng)
+        for given in inputs:
+            self._take_in(given)
+        self.election.before_tick(now)
+        term = engine.term
+        engine.tick()
+        if not engine.peers:
+            engine.tick()  # alone, what was just appended is agreed; it becomes durable and applied in one
+        if engine.role is Role.CANDIDATE and engine.term != term:
+            self.election.on_started(now)
+        self._transfer()
+        self._tell_commit()
+        self._compare_checkpoints()
+        if self.journal.is_dirty:
+            self.journal.flush(self._write())
+        if self._txn is not None:
+            self._txn.commit()
+            self._txn = self.journal.open_txn = None
+        return self._speak()
+
+    def _take_in(self, given: Input) -> None:
+        match given:
+            case PeerMessage(peer, frame):
+                messages = decode_frame(frame)
+                if messages is None:
+                    self.guard.dropped["malformed_frame"] += 1
+                    return
+                for message in messages:
+                    self.guard.receive(peer, message, self._now)
+                    if isinstance(message, Checkpoint) and peer in self.engine.peers:
+                        self._reported[peer] = message
+            case Propose(token, command):
+                self._propose(token, command)
+            case LinkUp(peer):
+                if peer in self.engine.peers:
+                    self.engine.connect(peer)
+                    self.election.link_up(self._now)
+            case LinkDown(peer, closed_by_peer):
+                if peer in self.engine.peers:
+                    self.engine.disconnect(peer)
+                    self.election.link_down(peer, closed_by_peer=closed_by_peer, now=self._now)
+            case TransferLeadership():
+                self._start_transfer()
+
+    def _propose(self, token: int, command: bytes) -> None:
+        error = None
+        if len(command) > COMMAND_BYTES_MAX:
+            error = "too_large"
+        elif self._is_quarantined:
+            error = "quarantined"
+        elif not self.engine.is_leader or self._transfer_until is not None:
+            error = "not_leader"
+        if error is None:
+            self._proposals.append((token, command))
+        else:
+            self._resolved.append(Resolved(token, 0, None, error))
+
+    def _write(self) -> WriteTransaction:
+        if self._txn is None:
+            self._txn = self.journal.open_txn = self._store.begin_write()
+        return self._txn
+
+    def _speak(self) -> Output:
+        messages, self._outbox = self._pack(), []
+        resolved, self._resolved = self._resolved, []
+        events, self._events = self._events, []
+        checkpoints, self._checkpoints = self._checkpoints, []
+        return Output(messages, resolved, events, checkpoints, self.status, self._next_deadline())
+
+    def _pack(self) -> list[tuple[NodeId, bytes]]:
+        """A frame a peer, in order; a new frame where entries would make it too long."""
+        frames: list[tuple[NodeId, bytes]] = []
+        waiting: dict[NodeId, tuple[list[AnyMessage], int]] = {}
+        for peer, message in self._outbox:
+            size = sum(len(entry[0]) for entry in message.entries) if type(message) is AppendEntries else 0
+            queued, total = waiting.get(peer, ([], 0))
+            if queued and (total + size > self._settings.batch_bytes or len(queued) >= 512):
+                frames.append((peer, encode_frame(queued)))
+                queued, total = [], 0
+            queued.append(message)
+            waiting[peer] = (queued, total + size)
+        frames.extend((peer, encode_frame(queued)) for peer, (queued, _) in waiting.items())
+        return frames
+
+    def _next_deadline(self) -> float:
+        engine = self.engine
+        if engine.commit_index > engine.applied_index:
+            return self._now
+        if engine.is_leader:
+            deadline = engine.heartbeat_deadline() if engine.peers else self._now + 3600.0
+            if self._transfer_until is not None:
+                deadline = min(deadline, self._now + self._settings.heartbeat_s / 4, self._transfer_until)
+        else:
+            deadline = engine.election_deadline
+        return max(deadline, self._now) + 1e-4  # the engine acts when its deadline is past, not when it is reached
+
+    def _tell_commit(self) -> None:
+        """The engine tells followers only with the next entries or heartbeat; say at once what has become committed."""
+        engine = self.engine
+        if not engine.is_leader:
+            return
+        for peer in engine.peers:
+            index = min(engine.commit_index, engine.match_index(peer))
+            if index > engine.commit_told[peer] and engine.is_connected(peer):
+                engine.commit_told[peer] = index
+                self.on_send(peer, Commit(engine.term, index, self.journal.term_at(index)))
+
+    # -- handing over --
+
+    def _start_transfer(self) -> None:
+        if self.engine.is_leader and self.engine.peers and self._transfer_until is None:
+            self._transfer_until = self._now + self._settings.election_max_s
+            self._has_asked_successor = False
+
+    def _transfer(self) -> None:
+        """While it lasts no proposal is taken, so that the successor can catch up."""
+        if self._transfer_until is None:
+            return
+        if not self.engine.is_leader or self._now >= self._transfer_until:
+            self._transfer_until = None
+        elif not self._has_asked_successor:
+            self._has_asked_successor = self.engine.start_transfer()
+
+    # -- what the engine calls --
+
+    def on_send(self, peer: NodeId, message: AnyMessage) -> None:
+        self._outbox.append((peer, message))
+
+    def on_apply(self, index: int, kind: bytes, command: bytes) -> None:
+        self.journal.set_applied(index)
+        if kind != COMMAND:
+            return
+        txn = self._write()
+        answer, events = self._machine.apply(txn, index, command)
+        self._events.extend(events)
+        digest = self._machine.checkpoint(txn, index, command)
+        if digest is not None:
+            self._record_checkpoint(index, digest)
+        token = self._waiting.pop(index, None)
+        if token is not None:
+            self._resolved.append(Resolved(token, index, answer, None))
+
+    def take_proposals(self) -> list[tuple[int, bytes]]:
+        proposals, self._proposals = self._proposals, []
+        if proposals and not self.engine.is_leader:
+            self._resolved.extend(Resolved(token, 0, None, "not_leader") for token, _ in proposals)
+            return []
+        return proposals
+
+    def on_appended(self, index: int, token: int) -> None:
+        self._waiting[index] = token
+
+    def on_role(self, old: Role, new: Role) -> None:
+        if old is Role.LEADER:
+            waiting, self._waiting = self._waiting, {}
+            self._resolved.extend(Resolved(token, 0, None, "discarded") for token in waiting.values())
+
+    # -- comparing tables with peers --
+
+    def _record_checkpoint(self, index: int, digest: bytes) -> None:
+        self._checkpoints.append((index, digest))
+        self._digests[index] = digest
+        self._digest_order.append(index)
+        if len(self._digest_order) > CHECKPOINTS_MAX:
+            del self._digests[self._digest_order.popleft()]
+        if self._now - self._told_at >= CHECKPOINT_PERIOD_S:
+            self._told_at = self._now
+            for peer in self.engine.peers:
+                if self.engine.is_connected(peer):
+                    self.on_send(peer, Checkpoint(self.engine.term, index, digest))
+
+    def _compare_checkpoints(self) -> None:
+        """A majority of the voters against this replica puts it into quarantine, for good: its data directory must be
+        replaced. It goes on voting and storing the log, which is not in doubt."""
+        for peer, report in list(self._reported.items()):
+            mine = self._digests.get(report.index)
+            if mine is None:
+                if report.index <= self.engine.applied_index:
+                    del self._reported[peer]
+                continue
+            del self._reported[peer]
+            if mine == report.digest:
+                self._disagreeing.discard(peer)
+            else:
+                self._disagreeing.add(peer)
+        if len(self._disagreeing) >= self.engine.majority and not self._is_quarantined:
+            self._is_quarantined = True
+            self._write().put(RAFT_TABLE, _QUARANTINE_KEY, b"\x01")
+        if self._is_quarantined:
+            self._start_transfer()
+
+    # -- founding --
+
+    def _check_founding(self) -> bool:
+        """Records the voters at the first start. Whether this replica is in quarantine."""
+        with self._store.read() as txn:
+            stored = txn.get(RAFT_TABLE, _VOTERS_KEY)
+            is_quarantined = txn.get(RAFT_TABLE, _QUARANTINE_KEY) is not None
+        if stored is None:
+            with self._store.write() as txn:
+                txn.put(RAFT_TABLE, _VOTERS_KEY, msgspec.msgpack.encode(self.voters))
+        else:
+            voters = msgspec.msgpack.decode(stored, type=tuple[NodeId, ...])
+            if voters != self.voters:
+                raise VotersChanged(voters, self.voters)
+        return is_quarantined

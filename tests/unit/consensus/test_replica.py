@@ -1,0 +1,332 @@
+"""Three replicas that hear each other at once: elections, commitment, restarts, handing over."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from consensus.engine import Role
+from consensus.errors import ReplicaDead, VotersChanged
+from consensus.journal import TABLES
+from consensus.limits import COMMAND_BYTES_MAX, RaftSettings
+from consensus.messages import AppendEntries, decode_frame, encode_frame
+from consensus.replica import (
+    Input,
+    LinkDown,
+    LinkUp,
+    Output,
+    PeerMessage,
+    Propose,
+    Replica,
+    Resolved,
+    TransferLeadership,
+)
+from storage.errors import DiskFull
+from storage.ids import NodeId
+from storage.memory import MemoryStore
+from tests.simulation.machine import APPLIED_TABLE, RecordingMachine, table_digest
+
+IDS = [NodeId(name) for name in "abc"]
+
+
+class Cluster:
+    """A clock, and inboxes. `run` steps everyone until nothing more is said."""
+
+    def __init__(self, ids: list[NodeId] = IDS, settings: RaftSettings | None = None) -> None:
+        self.ids = ids
+        self.settings = settings or RaftSettings()
+        self.now = 0.0
+        self.stores = {i: MemoryStore((*TABLES, APPLIED_TABLE)) for i in ids}
+        self.replicas: dict[NodeId, Replica] = {}
+        self.inboxes: dict[NodeId, list[Input]] = {}
+        self.resolved: dict[int, Resolved] = {}
+        self.outputs: dict[NodeId, Output] = {}
+        self.muted: set[NodeId] = set()
+        self.frames = 0
+        for i in ids:
+            self.start(i)
+        for i in ids:
+            self.link(i)
+
+    def start(self, i: NodeId) -> None:
+        self.replicas[i] = Replica(
+            i, self.ids, self.stores[i], RecordingMachine(), self.settings, random.Random(i), self.now
+        )
+        self.inboxes[i] = []
+
+    def link(self, i: NodeId) -> None:
+        self.inboxes[i] += [LinkUp(j) for j in self.replicas if j != i]
+
+    def kill(self, i: NodeId) -> None:
+        del self.replicas[i]
+        for j in self.replicas:
+            self.inboxes[j].append(LinkDown(i, closed_by_peer=True))
+
+    def restart(self, i: NodeId) -> None:
+        self.start(i)
+        self.link(i)
+        for j in self.replicas:
+            if j != i:
+                self.inboxes[j].append(LinkUp(i))
+
+    def step(self, i: NodeId) -> Output:
+        inputs, self.inboxes[i] = self.inboxes[i], []
+        output = self.outputs[i] = self.replicas[i].step(inputs, self.now)
+        for peer, frame in output.messages:
+            self.frames += 1
+            if peer in self.replicas and not self.muted & {i, peer}:
+                self.inboxes[peer].append(PeerMessage(i, frame))
+        self.resolved.update({resolved.token: resolved for resolved in output.resolved})
+        return output
+
+    def run(self) -> None:
+        while True:
+            outputs = [self.step(i) for i in self.replicas]
+            if not any(self.inboxes[i] for i in self.replicas) and all(o.next_deadline > self.now for o in outputs):
+                return
+
+    def run_until(self, condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+        stop = self.now + limit_s
+        self.run()
+        while not condition():
+            assert self.now < stop, "not in time"
+            self.now += 0.01
+            self.run()
+
+    @property
+    def leader(self) -> NodeId | None:
+        leaders = [i for i, replica in self.replicas.items() if replica.status.role is Role.LEADER]
+        return max(leaders, key=lambda i: self.replicas[i].status.term, default=None)
+
+    def elect(self) -> NodeId:
+        self.run_until(lambda: self.leader is not None)
+        assert self.leader is not None
+        return self.leader
+
+    def propose(self, i: NodeId, token: int, command: bytes) -> None:
+        self.inboxes[i].append(Propose(token, command))
+
+    def digests(self) -> set[bytes]:
+        found = set()
+        for store in self.stores.values():
+            with store.read() as txn:
+                found.add(table_digest(txn))
+        return found
+
+
+def test_a_leader_is_elected_and_commands_reach_every_table() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    for token in range(50):
+        cluster.propose(leader, token, b"command %d" % token)
+    cluster.run()
+    assert [cluster.resolved[token].answer[1] for token in range(50)] == [b"command %d" % t for t in range(50)]
+    assert len(cluster.digests()) == 1
+    assert {replica.status.applied_index for replica in cluster.replicas.values()} == {52}
+
+
+def test_a_command_is_committed_everywhere_without_waiting_for_the_clock() -> None:
+    """Row 12: the engine alone would wait for its next heartbeat, twice."""
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run()
+    before = cluster.frames
+    cluster.propose(leader, 1, b"x")
+    cluster.run()
+    assert cluster.resolved[1].error is None
+    assert {o.status.applied_index for o in cluster.outputs.values()} == {cluster.resolved[1].index}
+    assert cluster.frames - before == 6  # entries, acknowledgements and the news of commitment, to and from two peers
+
+
+def test_followers_refuse_proposals() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    follower = next(i for i in IDS if i != leader)
+    cluster.propose(follower, 7, b"x")
+    cluster.run()
+    assert cluster.resolved[7].error == "not_leader"
+
+
+def test_a_restarted_replica_goes_on_where_it_was_and_applies_nothing_twice() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    for token in range(20):
+        cluster.propose(leader, token, b"%d" % token)
+    cluster.run()
+    victim = next(i for i in IDS if i != leader)
+    applied = cluster.replicas[victim].status.applied_index
+    cluster.kill(victim)
+    for token in range(20, 40):
+        cluster.propose(leader, token, b"%d" % token)
+    cluster.run()
+    cluster.restart(victim)
+    assert cluster.replicas[victim].status.applied_index == applied
+    cluster.run()
+    cluster.run_until(lambda: len(cluster.digests()) == 1)
+    assert cluster.replicas[victim].status.applied_index == applied + 20
+
+
+def test_all_restart_at_once() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.propose(leader, 1, b"kept")
+    cluster.run()
+    term = cluster.replicas[leader].status.term
+    for i in IDS:
+        cluster.start(i)
+    for i in IDS:
+        cluster.link(i)
+    leader = cluster.elect()
+    assert cluster.replicas[leader].status.term > term
+    cluster.propose(leader, 2, b"also")
+    cluster.run()
+    assert cluster.resolved[2].error is None
+    assert len(cluster.digests()) == 1
+
+
+def test_a_closed_link_to_the_leader_starts_an_election_at_once() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run()
+    died_at = cluster.now
+    cluster.kill(leader)
+    cluster.run_until(lambda: cluster.leader is not None)
+    assert cluster.now - died_at < 0.4  # of the virtual clock
+
+
+def test_leadership_is_handed_over() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.propose(leader, 1, b"x")
+    cluster.run()
+    cluster.inboxes[leader].append(TransferLeadership())
+    cluster.run_until(lambda: cluster.leader not in (None, leader), limit_s=0.2)
+    assert cluster.replicas[leader].status.role is Role.FOLLOWER
+
+
+def test_a_lone_voter_leads_itself() -> None:
+    cluster = Cluster([NodeId("solo")])
+    leader = cluster.elect()
+    cluster.propose(leader, 1, b"x")
+    cluster.step(leader)
+    assert cluster.resolved[1].answer == (3, b"x")
+
+
+def test_nothing_is_written_when_nothing_changes() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run()
+    begun = []
+    for store in cluster.stores.values():
+        store.begin_write = lambda: begun.append(1)  # type: ignore[assignment,method-assign,return-value]
+    for _ in range(100):
+        cluster.now += 0.05
+        cluster.run()
+    assert cluster.leader == leader
+    assert not begun
+
+
+def test_a_failed_commit_says_nothing_and_kills_the_replica() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run()
+    cluster.stores[leader].fail_next_commit(DiskFull("full"))
+    with pytest.raises(DiskFull):
+        cluster.replicas[leader].step([Propose(1, b"x")], cluster.now)
+    with pytest.raises(ReplicaDead):
+        cluster.replicas[leader].step([], cluster.now)
+    cluster.kill(leader)
+    cluster.restart(leader)
+    again = cluster.elect()
+    cluster.propose(again, 2, b"y")
+    cluster.run()
+    assert cluster.resolved[2].error is None
+    cluster.run_until(lambda: len(cluster.digests()) == 1)
+
+
+def test_an_oversized_command_is_refused_before_it_enters_the_log() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.propose(leader, 1, b"x" * (COMMAND_BYTES_MAX + 1))
+    cluster.propose(leader, 2, b"x" * COMMAND_BYTES_MAX)
+    cluster.run()
+    assert cluster.resolved[1].error == "too_large"
+    assert cluster.resolved[2].error is None
+    assert len(cluster.digests()) == 1
+
+
+def test_other_voters_than_at_the_founding_are_refused() -> None:
+    cluster = Cluster()
+    with pytest.raises(VotersChanged, match="founded with the voters a, b, c"):
+        Replica(IDS[0], IDS[:2], cluster.stores[IDS[0]], RecordingMachine(), RaftSettings(), random.Random(0), 0.0)
+
+
+def test_a_lagging_follower_is_sent_no_more_than_its_window() -> None:
+    settings = RaftSettings(window_bytes=20_000, batch_bytes=4_000)
+    cluster = Cluster(settings=settings)
+    leader = cluster.elect()
+    cluster.run()
+    slow = next(i for i in IDS if i != leader)
+    cluster.kill(slow)
+    for token in range(1000):
+        cluster.propose(leader, token, b"x" * 100)
+    cluster.run_until(lambda: cluster.replicas[leader].status.applied_index > 1000)
+    cluster.restart(slow)
+    most = 0
+    while cluster.replicas[slow].status.applied_index < cluster.replicas[leader].status.applied_index:
+        for i in cluster.ids:
+            output = cluster.step(i)
+            if i == leader:
+                most = max(most, sum(len(frame) for peer, frame in output.messages if peer == slow))
+        cluster.now += 0.001
+        assert cluster.now < 60
+    assert most < 30_000
+
+
+def test_a_paused_leader_steps_down_when_it_hears_of_a_higher_term() -> None:
+    cluster = Cluster()
+    old = cluster.elect()
+    cluster.run()
+    cluster.muted.add(old)
+    cluster.run_until(lambda: cluster.leader not in (None, old))
+    new = cluster.leader
+    cluster.muted.clear()
+    cluster.run_until(lambda: cluster.replicas[old].status.leader == new, limit_s=0.5)
+    assert cluster.replicas[old].status.role is Role.FOLLOWER
+
+
+def test_an_isolated_leader_does_not_believe_for_long() -> None:
+    """Row 11."""
+    cluster = Cluster()
+    old = cluster.elect()
+    cluster.run()
+    cluster.muted.add(old)
+    cluster.run_until(lambda: cluster.replicas[old].status.role is not Role.LEADER, limit_s=2.0)
+
+
+def test_batches_are_not_longer_than_allowed() -> None:
+    cluster = Cluster(settings=RaftSettings(batch_bytes=500))
+    leader = cluster.elect()
+    for token in range(100):
+        cluster.propose(leader, token, b"x" * 90)
+    output = cluster.step(leader)
+    for _, frame in output.messages:
+        messages = decode_frame(frame)
+        assert messages is not None
+        for message in messages:
+            if isinstance(message, AppendEntries):
+                assert sum(len(entry[0]) for entry in message.entries) <= 500
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\xc1", b"\x90" * 3, encode_frame([]) + b"x", b"\x91\x92\x01\x02", b"\xff" * 99]
+)
+def test_garbage_from_a_peer_is_dropped(frame: bytes) -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    for i in IDS:
+        cluster.inboxes[i].append(PeerMessage(next(j for j in IDS if j != i), frame))
+        cluster.inboxes[i].append(PeerMessage(NodeId("stranger"), encode_frame([AppendEntries(9, 9, 1, 0, [])])))
+    cluster.run()
+    assert cluster.leader == leader
+    assert cluster.replicas[leader].status.dropped["stranger"] == 1
