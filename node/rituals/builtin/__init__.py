@@ -1,0 +1,1 @@
+"""The rituals that come with meshnode, one a file."""
