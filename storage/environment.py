@@ -34,6 +34,7 @@ from storage.errors import (
 )
 from storage.limits import (
     CLOSE_WAIT_S,
+    DISK_FULL_BYTES,
     DISK_RESERVE_BYTES,
     GROWTH_WAIT_S,
     MAP_BYTES_INITIAL,
@@ -53,6 +54,7 @@ APPLICATION = "meshnode"
 _META_TABLE = "_meta"
 _META_KEY = b"store"
 _DATA_FILE, _LMDB_LOCK_FILE, _NEW_DIRECTORY = "data.mdb", "lock.mdb", ".new"
+_LMDB_LOCK_BYTES = 128 * (READERS_MAX + 8)  # 64 bytes a reader and a header of 128 to 512, generously
 _TABLES_SPARE = 16  # sub-databases beyond those named: cheap, and an environment may hold tables we do not open
 # py-lmdb 3 bundles two engines; the environment variable LMDB_DEFAULT_LIB_VERSION must not choose for us.
 _ENGINE_CHOICE: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
@@ -279,7 +281,12 @@ class Environment:
         if code in (errno.ENOSPC, errno.EDQUOT):
             return self._disk_full(self._disk_free_bytes())
         if code in (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV) or isinstance(error, lmdb.PanicError):
-            # LMDB reports a short write on a full disk as EIO too; not knowing which, take the worse.
+            # A short write, which is how a large transaction meets a full disk, is EIO to LMDB too. Taking a full disk
+            # for the cause is safe even if it was not: until the meta page is written a failed commit has touched only
+            # pages that nothing refers to, and if that last write fails LMDB refuses all further ones (PanicError).
+            free = self._disk_free_bytes()
+            if code == errno.EIO and free < max(self._disk_reserve_bytes, DISK_FULL_BYTES):
+                return self._disk_full(free)
             self._failure = f"{path}: writing failed ({error}). Check the disk, then start the node again"
             return DiskFailed(self._failure, path)
         if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)):
@@ -393,6 +400,7 @@ def _create(path: Path, software: str, map_bytes: int) -> None:
 
 
 def _open_lmdb(path: Path, map_bytes: int, table_count: int) -> lmdb.Environment:
+    _allocate_lock_file(path)
     try:
         return lmdb.open(
             str(path),
@@ -410,7 +418,19 @@ def _open_lmdb(path: Path, map_bytes: int, table_count: int) -> lmdb.Environment
             raise CorruptStore(f"{path}: damaged ({error}). {datafile.REMEDY}", path) from error
         if isinstance(error, lmdb.VersionMismatchError):
             raise NewerFormat(f"{path}: written by another version of LMDB ({error})", path) from error
+        if _errno(error) in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{path}: no space left on the disk. Make room", path) from error
         raise StorageError(f"{path}: cannot be opened: {error}", path) from error
+
+
+def _allocate_lock_file(path: Path) -> None:
+    """LMDB writes its reader table through a memory map of a sparse file: on a full disk that is SIGBUS, not an error.
+    With its space allocated beforehand it cannot happen. LMDB takes the table's length from the file's."""
+    descriptor = os.open(path / _LMDB_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, _LMDB_LOCK_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _read_meta(env: lmdb.Environment, path: Path) -> MetaRecord:

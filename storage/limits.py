@@ -12,6 +12,9 @@ MAP_HEADROOM_DIVISOR = 4
 DISK_RESERVE_BYTES = 16 * 1024 * 1024
 """No write begins with less free disk than this, so that a full disk is met before a commit, not inside one."""
 
+DISK_FULL_BYTES = 1024 * 1024
+"""A write that fails with less free disk than this failed because the disk is full, whatever error it reports."""
+
 READERS_MAX = 512
 """Snapshots open at the same time (slots of LMDB's reader table). Snapshots are short; more is a leak."""
 

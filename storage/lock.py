@@ -5,6 +5,7 @@ kernel releases the lock when the holder dies, however it dies; so the file's te
 Worker processes must be started by exec (the descriptor is not inherited); a bare fork would keep the lock alive.
 """
 
+import contextlib
 import fcntl
 import os
 import time
@@ -37,8 +38,9 @@ class DirectoryLock:
                 path,
                 pid,
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()} {int(time.time() * 1000)}\n".encode(), 0)
+        # Only the message of a refusal depends on the text: a full disk must not keep a node from starting.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._descriptor, f"{os.getpid()} {int(time.time() * 1000)}\n".ljust(48).encode(), 0)
 
     def release(self) -> None:
         if self._descriptor >= 0:
