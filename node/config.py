@@ -279,9 +279,7 @@ def _converted(source: str, name: str, section: str, key: str, value: object) ->
     return converted
 
 
-def _resolved(
-    config: Config, base: Path, environ: Mapping[str, str], origin: Mapping[tuple[str, str], str]
-) -> Config:
+def _resolved(config: Config, base: Path, environ: Mapping[str, str], origin: Mapping[tuple[str, str], str]) -> Config:
     home = environ.get("HOME", "")
 
     def absolute(section: str, key: str, text: str) -> str:
@@ -299,9 +297,7 @@ def _resolved(
         node=msgspec.structs.replace(
             config.node, name=name, data_dir=absolute("node", "data_dir", config.node.data_dir)
         ),
-        mesh=msgspec.structs.replace(
-            config.mesh, secret_file=absolute("mesh", "secret_file", config.mesh.secret_file)
-        ),
+        mesh=msgspec.structs.replace(config.mesh, secret_file=absolute("mesh", "secret_file", config.mesh.secret_file)),
         http=msgspec.structs.replace(config.http, token_file=absolute("http", "token_file", config.http.token_file)),
     )
 

@@ -67,9 +67,7 @@ class MeshSettings(Section, frozen=True, kw_only=True):
             "without one.",
         ),
     ] = "auto"
-    port: Annotated[
-        Port, Meta(description="Port on which nodes connect to each other (TCP). 0: any free port.")
-    ] = 7781
+    port: Annotated[Port, Meta(description="Port on which nodes connect to each other (TCP). 0: any free port.")] = 7781
     advertise: Annotated[
         str,
         Meta(description="`host:port` that other nodes should use to reach this one. Empty: found out by itself."),
@@ -85,9 +83,9 @@ class MeshSettings(Section, frozen=True, kw_only=True):
         Literal[1, 3, 5, 7],
         Meta(description="Core nodes that must see each other before they found a mesh together. 1: alone at once."),
     ] = 3
-    zeroconf: Annotated[
-        bool, Meta(description="Find nodes on the local network by multicast DNS (UDP port 5353).")
-    ] = True
+    zeroconf: Annotated[bool, Meta(description="Find nodes on the local network by multicast DNS (UDP port 5353).")] = (
+        True
+    )
     interfaces: Annotated[
         Literal["auto"] | list[str],
         Meta(

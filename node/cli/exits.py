@@ -25,9 +25,11 @@ MEANING = {
 
 
 class CommandError(Exception):
-    """Ends a command: shown as `error: message` and, if there is one, `fix: ...`."""
+    """Ends a command: shown as `error: message` and, if there is one, `fix: ...`. `code` is that of the node's
+    refusal, if it was one."""
 
-    def __init__(self, message: str, exit_code: Exit, fix: str = "") -> None:
+    def __init__(self, message: str, exit_code: Exit, fix: str = "", code: str = "") -> None:
         super().__init__(message)
+        self.code = code
         self.exit_code = exit_code
         self.fix = fix

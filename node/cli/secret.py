@@ -7,15 +7,15 @@ from node.cli.exits import CommandError, Exit
 
 def new(file: Path) -> int:
     """Makes a secret in `file`, readable by its owner only; never overwrites."""
+    from mesh.errors import MeshError
     from mesh.trust import MeshSecret
 
     path = file.expanduser()
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            raise FileExistsError
         MeshSecret.new().save(path)
-    except FileExistsError:
+    except MeshError as error:
+        if getattr(error, "code", "") != "secret_exists":
+            raise
         raise CommandError(
             f"{path} exists already and is not overwritten",
             Exit.FAILED,

@@ -1,0 +1,142 @@
+"""Can other nodes be found and reached: multicast on each interface, and the ports.
+
+A packet is sent to a multicast group of our own and must come back on the same interface. That proves address, route
+and local firewall; that a switch or an access point passes multicast on can only be seen from two machines.
+"""
+
+import errno
+import secrets
+import socket
+from contextlib import closing
+
+from node.cli.doctor.finding import Finding
+from node.config import Config, is_loopback
+
+GROUP = "239.255.77.81"
+"""Organisation-local scope (RFC 2365), so that the packet stays on site and no mDNS responder sees it."""
+
+RECEIVE_S = 1.0
+MDNS_PORT = 5353
+
+SKIPPED_PREFIXES = ("lo", "docker", "br-", "virbr", "veth", "tun", "tap", "wg", "tailscale", "zt", "cni", "flannel")
+"""Loopback, bridges and tunnels: no other machines of the local network there."""
+
+
+def check_multicast(config: Config, only: list[str] | None) -> list[Finding]:
+    if not config.mesh.zeroconf and only is None:
+        return [Finding("multicast", "ok", "not needed: zeroconf = false")]
+    interfaces = _interfaces()
+    wanted = only or (config.mesh.interfaces if isinstance(config.mesh.interfaces, list) else None)
+    if wanted is None:
+        chosen = {name: address for name, address in interfaces.items() if not name.startswith(SKIPPED_PREFIXES)}
+        if not chosen:
+            return [
+                Finding(
+                    "multicast",
+                    "warn",
+                    "there is no interface but loopback, bridges and tunnels",
+                    "connect this machine to a network, or name an interface in [mesh] interfaces",
+                )
+            ]
+        return [_multicast_on(name, address) for name, address in chosen.items()]
+    findings = []
+    for name in wanted:
+        address = interfaces.get(name) or (name if name in interfaces.values() else None)
+        if address is None:
+            known = ", ".join(interfaces)
+            findings.append(
+                Finding(f"multicast {name}", "fail", "no such interface with an IPv4 address", f"known: {known}")
+            )
+        else:
+            findings.append(_multicast_on(name, address))
+    return findings
+
+
+def check_ports(config: Config, running: str | None) -> list[Finding]:
+    """`running`: name of the meshnode that answers on the configured HTTP port, if one does."""
+    findings = [
+        _tcp("mesh port", config.mesh_bind, config.mesh.port, "[mesh] port", running),
+        _tcp("http port", config.http.bind, config.http.port, "[http] port", running),
+    ]
+    if config.mesh.zeroconf:
+        findings.append(_mdns())
+    return findings
+
+
+def _interfaces() -> dict[str, str]:
+    """Interfaces with their first IPv4 address."""
+    import ifaddr
+
+    found: dict[str, str] = {}
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            if isinstance(ip.ip, str):
+                found.setdefault(str(adapter.name), ip.ip)
+    return found
+
+
+def _multicast_on(name: str, address: str) -> Finding:
+    check = f"multicast {name}"
+    token = secrets.token_bytes(16)
+    try:
+        with (
+            closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as receiver,
+            closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender,
+        ):
+            receiver.bind((GROUP, 0))
+            membership = socket.inet_aton(GROUP) + socket.inet_aton(address)
+            receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+            receiver.settimeout(RECEIVE_S)
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
+            sender.sendto(token, (GROUP, receiver.getsockname()[1]))
+            while receiver.recv(64) != token:
+                pass
+    except TimeoutError:
+        return Finding(
+            check,
+            "fail",
+            f"a packet sent from {address} did not come back",
+            "allow multicast in the firewall (UDP 5353 and 224.0.0.251), or use [mesh] seeds and zeroconf = false",
+        )
+    except OSError as error:
+        return Finding(
+            check, "fail", f"{address}: {error.strerror}", "enable multicast on the interface, or use [mesh] seeds"
+        )
+    return Finding(check, "ok", f"{address} sends and receives")
+
+
+def _tcp(check: str, bind: str, port: int, key: str, running: str | None) -> Finding:
+    if port == 0:
+        return Finding(check, "ok", "any free port")
+    host = "0.0.0.0" if bind == "auto" else bind.strip("[]")  # noqa: S104 - bound for a moment, never listened on
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and running is not None:
+            return Finding(check, "ok", f"{port} is used by the running meshnode {running}")
+        if error.errno == errno.EADDRINUSE:
+            return Finding(check, "fail", f"{port} is used by another program", f"stop it (ss -ltnp), or change {key}")
+        where = "loopback" if is_loopback(host) else host
+        return Finding(check, "fail", f"{where}:{port}: {error.strerror}", f"change {key} or the bind address")
+    return Finding(check, "ok", f"{port} is free")
+
+
+def _mdns() -> Finding:
+    try:
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "SO_REUSEPORT"):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind(("", MDNS_PORT))
+    except OSError as error:
+        return Finding(
+            "mdns port",
+            "fail",
+            f"{MDNS_PORT}/udp cannot be shared: {error.strerror}",
+            "stop the program that holds it alone (ss -lunp), or use [mesh] seeds and zeroconf = false",
+        )
+    return Finding("mdns port", "ok", f"{MDNS_PORT}/udp can be shared")

@@ -1,0 +1,127 @@
+"""Makes the body of a submission from a file or from arguments.
+
+Tasks and parameters are checked by the node that is asked; here only what it could not know: the file, the form of
+`--param`, and the ritual's own `branches()`.
+"""
+
+import importlib
+import json
+import sys
+import uuid
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from node.cli.exits import CommandError, Exit
+
+FILE_BYTES_MAX = 4 * 1024 * 1024
+"""More than a node accepts, so that the node's own error, which says what to do, is shown."""
+
+
+def build(arguments: Namespace) -> dict[str, Any]:
+    """The body, always with an id, so that it may be sent to several nodes. Raises CommandError."""
+    given = [arguments.file is not None, bool(arguments.branches_from), bool(arguments.ritual or arguments.task)]
+    if sum(given) != 1:
+        raise CommandError(
+            "one source of branches is needed: FILE, --ritual with --task, or --branches-from",
+            Exit.USAGE,
+            "see meshnode session submit --help",
+        )
+    if arguments.file is not None:
+        body = _from_file(arguments.file)
+    elif arguments.branches_from:
+        body = _from_ritual(arguments.branches_from[0], arguments.branches_from[1:])
+    else:
+        body = _from_tasks(arguments)
+    if arguments.param and not arguments.task:
+        extra = _parameters(arguments.param)
+        for branch in body.get("branches") or []:
+            if isinstance(branch, dict):
+                branch["parameters"] = {**(branch.get("parameters") or {}), **extra}
+    if arguments.thought is not None:
+        body["thought"] = arguments.thought
+    if arguments.id is not None:
+        body["id"] = arguments.id
+    if arguments.attempts is not None:
+        body["attempts_max"] = arguments.attempts
+    if arguments.branch_timeout is not None:
+        body["timeout_s"] = arguments.branch_timeout
+    body.setdefault("id", str(uuid.uuid4()))
+    return body
+
+
+def _from_file(name: str) -> dict[str, Any]:
+    where = "standard input" if name == "-" else name
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(FILE_BYTES_MAX + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(FILE_BYTES_MAX + 1)
+        body = json.loads(data)
+    except OSError as error:
+        raise CommandError(f"{where} cannot be read: {error.strerror}", Exit.USAGE) from None
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"{where} is not JSON: {error}", Exit.USAGE, "check it with `jq .`") from None
+    if not isinstance(body, dict):
+        raise CommandError(f"{where}: a session must be a JSON object", Exit.USAGE)
+    return body
+
+
+def _from_tasks(arguments: Namespace) -> dict[str, Any]:
+    if not arguments.ritual or not arguments.task:
+        missing = "--task" if arguments.ritual else "--ritual"
+        raise CommandError(f"{missing} is missing: --ritual and --task go together", Exit.USAGE)
+    parameters = _parameters(arguments.param or [])
+    return {
+        "thought": f"{arguments.ritual}: {arguments.task[0]}",
+        "ritual": arguments.ritual,
+        "branches": [{"task": task, "parameters": parameters} for task in arguments.task],
+    }
+
+
+def _from_ritual(name: str, values: Sequence[str]) -> dict[str, Any]:
+    """The branches that a ritual proposes: `branches(*values)` beside the ritual's function."""
+    from node.rituals.registry import Registry
+
+    registry = Registry.load()
+    definition = registry.get(name)
+    if definition is None:
+        raise CommandError(f"there is no ritual {name!r} here", Exit.NOT_FOUND, f"known: {', '.join(registry)}")
+    maker = getattr(importlib.import_module(definition.target.partition(":")[0]), "branches", None)
+    if maker is None:
+        raise CommandError(f"the ritual {name!r} proposes no branches", Exit.USAGE, "use --ritual and --task")
+    try:
+        branches = [_plain(branch) for branch in maker(*values)]
+    except TypeError as error:
+        raise CommandError(f"--branches-from {name}: {error}", Exit.USAGE) from None
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--branches-from {name}: {error}", Exit.FAILED) from None
+    if not branches:
+        raise CommandError(f"--branches-from {name}: nothing found that could become a branch", Exit.FAILED)
+    return {"thought": f"{name} {' '.join(values)}".strip(), "ritual": name, "branches": branches}
+
+
+def _plain(branch: Any) -> dict[str, Any]:
+    """A branch as a dict, whether the ritual gave one, a named tuple or a pair of task and parameters."""
+    if isinstance(branch, dict):
+        return dict(branch)
+    if hasattr(branch, "_asdict"):
+        return dict(branch._asdict())
+    task, parameters = branch
+    return {"task": task, "parameters": parameters}
+
+
+def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value`; a value that is JSON is taken as JSON, anything else as text."""
+    parameters: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise CommandError(f"--param: found {pair!r}, allowed: NAME=VALUE", Exit.USAGE)
+        try:
+            parameters[name] = json.loads(text)
+        except ValueError:
+            parameters[name] = text
+    return parameters

@@ -1,0 +1,144 @@
+"""Text for people: tables, wrapped paragraphs, durations, colour only where a terminal shows it."""
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, TextIO
+
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34"}
+_STATUS_COLOURS = {
+    "completed": "green",
+    "alive": "green",
+    "up": "green",
+    "ok": "green",
+    "processing": "blue",
+    "connecting": "yellow",
+    "pending": "yellow",
+    "warn": "yellow",
+    "cancelled": "yellow",
+    "left": "yellow",
+    "failed": "red",
+    "dead": "red",
+    "down": "red",
+    "fail": "red",
+}
+
+
+def has_colour(stream: TextIO | None = None) -> bool:
+    """On a terminal, unless NO_COLOR is set (no-color.org)."""
+    return (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, *styles: str, stream: TextIO | None = None) -> str:
+    if not styles or not has_colour(stream):
+        return text
+    return f"\x1b[{';'.join(_CODES[style] for style in styles)}m{text}\x1b[0m"
+
+
+def status(word: str) -> str:
+    """A status word in its colour."""
+    colour = _STATUS_COLOURS.get(word.strip())
+    return paint(word, colour) if colour else word
+
+
+def width() -> int:
+    return max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, indent: str = "", right: Sequence[int] = ()) -> str:
+    """Aligned columns under a head; the widest textual column is cut so that lines fit the terminal. `right` names the
+    columns that are aligned to the right."""
+    texts = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(head, *texts, strict=True)]
+    excess = len(indent) + sum(widths) + 2 * (len(widths) - 1) - width()
+    if excess > 0:
+        widest = max(range(len(widths)), key=widths.__getitem__)
+        widths[widest] = max(12, widths[widest] - excess)
+
+    def line(cells: Sequence[str], is_head: bool) -> str:
+        parts = []
+        for index, (cell, wide) in enumerate(zip(cells, widths, strict=True)):
+            text = cell if len(cell) <= wide else f"{cell[: wide - 3]}..."
+            text = text.rjust(wide) if index in right else text.ljust(wide)
+            parts.append(paint(text, "bold") if is_head else status(text))
+        return indent + "  ".join(parts).rstrip()
+
+    return "\n".join([line(head, True), *(line(row, False) for row in texts)])
+
+
+def paragraphs(text: str, indent: str = "  ") -> str:
+    """Wrapped to the terminal, line breaks kept."""
+    wrapped = [
+        textwrap.fill(line, width() - 2, initial_indent=indent, subsequent_indent=indent) if line.strip() else ""
+        for line in clean(text, keep_lines=True).splitlines()
+    ]
+    return "\n".join(wrapped)
+
+
+def bullets(lines: Iterable[object], indent: str = "  ") -> str:
+    return "\n".join(
+        textwrap.fill(clean(line), width() - 2, initial_indent=f"{indent}- ", subsequent_indent=f"{indent}  ")
+        for line in lines
+    )
+
+
+def heading(text: str) -> str:
+    return "\n" + paint(text, "bold")
+
+
+def clean(value: object, *, keep_lines: bool = False) -> str:
+    """As text without control characters: what a ritual returned must not steer the terminal."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    text = str(value)
+    if not keep_lines:
+        text = " ".join(text.split())
+    return "".join(c if c.isprintable() or (keep_lines and c == "\n") else "?" for c in text)
+
+
+def duration(milliseconds: float | None) -> str:
+    """`350 ms`, `4.2 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    if milliseconds is None:
+        return "-"
+    seconds = milliseconds / 1000
+    if seconds < 1:
+        return f"{milliseconds:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min {int(seconds % 60)} s"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes // 60 % 24} h"
+
+
+def local(text: object) -> str:
+    """An ISO 8601 time as local time."""
+    if not isinstance(text, str):
+        return "-"
+    try:
+        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S}"
+    except ValueError:
+        return clean(text)
+
+
+def size(count: float | None) -> str:
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
