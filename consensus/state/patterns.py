@@ -23,20 +23,25 @@ def pattern_key(normal: str) -> bytes:
 
 
 def note_patterns(work: Workspace, session_id: SessionId, found: list[str]) -> None:
-    """Collects the patterns of one result; each counts once a result, whatever its spelling."""
+    """Collects the patterns of one result; a spelling counts once a result."""
     noted = work.patterns
-    for normal in dict.fromkeys(map(normal_form, found[:PATTERNS_PER_RESULT_MAX])):
-        if normal:
-            times, first = noted.get(normal, (0, session_id))
-            noted[normal] = (times + 1, first)
+    for pattern in dict.fromkeys(found[:PATTERNS_PER_RESULT_MAX]):
+        known = noted.get(pattern)
+        noted[pattern] = (1, session_id) if known is None else (known[0] + 1, known[1])
 
 
 def store_patterns(work: Workspace) -> None:
     """Writes what the command has collected: one row a pattern, however many results had it."""
     if not work.patterns:
         return
+    merged: dict[str, tuple[int, SessionId]] = {}
+    for pattern, (times, first) in work.patterns.items():
+        normal = normal_form(pattern)
+        if normal:
+            before, earlier = merged.get(normal, (0, first))
+            merged[normal] = (before + times, earlier)
     known = work.counters.patterns
-    for normal, (times, first) in work.patterns.items():
+    for normal, (times, first) in merged.items():
         key = pattern_key(normal)
         old = work.txn.get(PATTERNS, key)
         if old is not None:
