@@ -2,8 +2,9 @@
 
 import msgspec
 
-COMMAND_BYTES_MAX = 1 << 20
-"""Of one encoded command. Below the batch size, so that an entry never has to be cut."""
+from consensus.state.limits import COMMAND_BYTES_MAX as COMMAND_BYTES_MAX
+
+# The cap of one encoded command (1 MiB) is below the batch size, so that an entry never has to be cut.
 
 BATCH_ENTRIES_MAX = 4096
 """Entries in one append message: bounds the work of one message when commands are tiny."""
@@ -49,6 +50,16 @@ CHECKPOINT_PERIOD_S = 1.0
 
 DISK_FULL_RETRY_S = 2.0
 """Pause before a replica that found the disk full tries again."""
+
+INPUTS_PER_STEP_MAX = 4096
+"""What one step takes in: bounds its transaction. Above what `PROPOSALS_IN_FLIGHT_MAX` callers post at once."""
+
+INPUTS_WAITING_MAX = 65536
+"""Inputs waiting for the replica thread. Beyond it messages of peers are dropped, which Raft repairs; with frames of
+ordinary size that is far more than a second of work."""
+
+FORWARDED_BYTES_MAX = COMMAND_BYTES_MAX + 1024
+"""Of a proposal forwarded by a peer."""
 
 RESTARTS_MAX = 8
 """Unexplained failures of the replica in a row before its driver gives up."""

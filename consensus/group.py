@@ -1,0 +1,420 @@
+"""What the rest of the daemon uses of consensus: propose a command and know its outcome, read, watch.
+
+On any node. A proposal goes to the leader, wherever that is, and is proposed again over changes of leadership until
+its outcome is known or the deadline has passed: commands are idempotent by the ids in them, so proposing twice is safe.
+When `propose` returns, the command is applied on *this* node: whoever wrote here reads here what was written.
+
+All methods belong to the event loop that called `start`.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from consensus.driver import ReplicaDriver, unknown_status
+from consensus.engine import Role
+from consensus.errors import ProposalFailed, ProposalTimeout, Unavailable
+from consensus.limits import CHECKPOINTS_MAX, FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, RaftSettings
+from consensus.replica import (
+    LinkDown,
+    LinkUp,
+    Output,
+    PeerMessage,
+    Propose,
+    ReplicaStatus,
+    Resolved,
+    StateMachine,
+    TransferLeadership,
+)
+from consensus.state.commands import Answer, AnyCommand, Canary
+from consensus.state.encoding import CommandError, encode_command
+from consensus.state.events import Numbered
+from storage.ids import NodeId
+from storage.transactions import Store, Transaction
+
+PROPOSE = "propose"
+"""The method under which `PeerTransport.request` reaches a peer's `Group.on_request`."""
+
+_RETRY_FIRST_S = 0.02
+_RETRY_LAST_S = 0.2
+
+
+class PeerTransport(Protocol):
+    """How this node speaks to peers."""
+
+    def send(self, peer: NodeId, payload: bytes) -> bool:
+        """A frame, in order or not at all; False if it was dropped. Never blocks."""
+
+    def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> Coroutine[Any, Any, bytes]:
+        """The peer's answer. Raises any Exception if there is none."""
+
+
+class _Forwarded(msgspec.Struct, frozen=True, array_like=True):
+    command: bytes
+    deadline_s: float
+
+
+class _Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """Error: as in `Resolved`, or `overloaded`, `malformed`, `timeout`, `stopped`."""
+
+    index: int
+    answer: Answer | None
+    error: str | None
+
+
+class Group:
+    """`on_failure(error, is_final)` reports that the replica failed; if final, this node takes part no more."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        voters: Sequence[NodeId],
+        store: Store,
+        machine: StateMachine,
+        transport: PeerTransport,
+        *,
+        settings: RaftSettings | None = None,
+        on_failure: Callable[[Exception, bool], None] | None = None,
+        clock_ms: Callable[[], int] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.node_id = node_id
+        self._store = store
+        self._transport = transport
+        self._report_failure = on_failure
+        self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
+        self._driver = ReplicaDriver(
+            node_id, voters, store, machine, settings or RaftSettings(), self._on_output, self._on_failure, rng
+        )
+        self._status = unknown_status(node_id, tuple(sorted(voters)))
+        self._tokens = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Resolved]] = {}
+        self._in_flight = 0
+        self._applied_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._changed: asyncio.Future[None] | None = None
+        self._barrier_waiters: list[asyncio.Future[int]] = []
+        self._barrier_task: asyncio.Task[None] | None = None
+        self._event_watchers: list[Callable[[list[Numbered]], None]] = []
+        self._status_watchers: list[Callable[[ReplicaStatus], None]] = []
+        self._digests: OrderedDict[int, bytes] = OrderedDict()
+        self._stopped: Unavailable | None = None
+
+    # -- life --
+
+    def start(self) -> None:
+        """Links that come up later are told with `on_link_up`; the first election follows."""
+        self._driver.start()
+
+    async def stop(self) -> None:
+        """Everyone who still waits gets Unavailable `stopped`. Transfer leadership first for a clean handover."""
+        self._fail_all(_stopping())
+        if self._barrier_task is not None:
+            self._barrier_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._barrier_task
+        await self._driver.stop()
+
+    # -- proposing --
+
+    async def propose(self, command: AnyCommand, deadline_s: float = 10.0) -> Answer:
+        """The answer of the applied command, Applied or Refused, after this node has applied it. Raises ProposalTimeout
+        when the outcome was not known in time, Unavailable when it was not proposed at all."""
+        try:
+            payload = encode_command(command)
+        except CommandError as error:
+            raise Unavailable(error.code, error.message) from error
+        self._admit()
+        self._in_flight += 1
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._propose_until_known(payload, deadline_s)
+        except TimeoutError:
+            raise ProposalTimeout("no_leader" if self._status.leader is None else "timeout", deadline_s) from None
+        finally:
+            self._in_flight -= 1
+
+    async def barrier(self, deadline_s: float = 10.0) -> int:
+        """An index this node has applied, at or after everything that was answered anywhere before the call: what is
+        read here now is linearizable. Callers that come while one barrier is on its way share the next. Raises as
+        `propose`."""
+        self._check_running()
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._barrier_waiters.append(future)
+        if self._barrier_task is None or self._barrier_task.done():
+            self._barrier_task = asyncio.create_task(self._run_barriers(deadline_s), name="barriers")
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await future
+        except TimeoutError:
+            raise ProposalTimeout("no_leader" if self._status.leader is None else "timeout", deadline_s) from None
+
+    async def transfer_leadership(self, timeout_s: float = 2.0) -> bool:
+        """Whether this node does not lead at the end. Proposals meanwhile wait for the new leader."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._status.role is Role.LEADER and len(self._status.voters) > 1:
+                    self._driver.post(TransferLeadership())
+                    await self._wait_for_change(_RETRY_LAST_S)
+        except TimeoutError:
+            return False
+        return self._status.role is not Role.LEADER
+
+    # -- reading and watching --
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A snapshot of what this node has applied; it may lag behind the leader. Keep it short, never await in it."""
+        if self._status.is_quarantined:
+            raise _quarantined()
+        with self._store.read() as txn:
+            yield txn
+
+    def status(self) -> ReplicaStatus:
+        """As of the last step."""
+        return self._status
+
+    @property
+    def inputs_dropped(self) -> int:
+        return self._driver.inputs_dropped
+
+    @property
+    def proposals_in_flight(self) -> int:
+        return self._in_flight
+
+    def subscribe_events(self, callback: Callable[[list[Numbered]], None]) -> Callable[[], None]:
+        """What each step applied here, in order, from now on. Returns the end of the subscription."""
+        self._event_watchers.append(callback)
+        return lambda: self._event_watchers.remove(callback)
+
+    def subscribe_status(self, callback: Callable[[ReplicaStatus], None]) -> Callable[[], None]:
+        """When role, term, leader, links or quarantine change. Returns the end of the subscription."""
+        self._status_watchers.append(callback)
+        return lambda: self._status_watchers.remove(callback)
+
+    def latest_checkpoint(self) -> tuple[int, bytes] | None:
+        """Index and table digest after the newest canary applied since the start. Replicas exchange these themselves;
+        one that a majority contradicts is quarantined (see the status)."""
+        return next(reversed(self._digests.items()), None)
+
+    def digest_at(self, index: int) -> bytes | None:
+        """Of a recent checkpoint."""
+        return self._digests.get(index)
+
+    async def wait_applied(self, index: int) -> None:
+        """Until this node has applied `index`. No deadline of its own."""
+        if self._status.applied_index >= index:
+            return
+        self._check_running()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._applied_waiters, (index, next(self._tokens), future))
+        await future
+
+    # -- what the mesh brings --
+
+    def on_peer_message(self, peer: NodeId, payload: bytes) -> None:
+        self._driver.post(PeerMessage(peer, payload))
+
+    def on_link_up(self, peer: NodeId) -> None:
+        self._driver.post(LinkUp(peer))
+
+    def on_link_down(self, peer: NodeId, closed_by_peer: bool) -> None:
+        """`closed_by_peer`: by EOF or reset. If it was the leader, an election follows at once."""
+        self._driver.post(LinkDown(peer, closed_by_peer))
+
+    async def on_request(self, peer: NodeId, payload: bytes) -> bytes:
+        """A proposal forwarded by a peer. It is proposed here or not at all, never forwarded on."""
+        return _encode_outcome(await self._answer_forwarded(payload))
+
+    async def _answer_forwarded(self, payload: bytes) -> _Outcome:
+        if len(payload) > FORWARDED_BYTES_MAX:
+            return _Outcome(0, None, "too_large")
+        try:
+            forwarded = _decode_forwarded(payload)
+        except msgspec.DecodeError:
+            return _Outcome(0, None, "malformed")
+        try:
+            self._admit()
+        except Unavailable as error:
+            return _Outcome(0, None, error.code)
+        if self._status.role is not Role.LEADER:
+            return _Outcome(0, None, "not_leader")
+        self._in_flight += 1
+        try:
+            async with asyncio.timeout(min(max(forwarded.deadline_s, 0.0), 60.0)):
+                resolved = await self._propose_here(forwarded.command)
+        except TimeoutError:
+            return _Outcome(0, None, "timeout")
+        except Unavailable as error:
+            return _Outcome(0, None, error.code)
+        finally:
+            self._in_flight -= 1
+        return _Outcome(resolved.index, resolved.answer, resolved.error)
+
+    # -- proposing, inside --
+
+    def _check_running(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+        if self._status.is_quarantined:
+            raise _quarantined()
+
+    def _admit(self) -> None:
+        self._check_running()
+        if self._in_flight >= PROPOSALS_IN_FLIGHT_MAX:
+            raise Unavailable("overloaded", f"{PROPOSALS_IN_FLIGHT_MAX} proposals are in flight; try again in a moment")
+
+    async def _propose_until_known(self, payload: bytes, deadline_s: float) -> Answer:
+        """Runs inside the caller's deadline."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline_s
+        pause_s = _RETRY_FIRST_S
+        while True:
+            self._check_running()
+            leader = self._status.leader
+            outcome: Resolved | _Outcome | None = None
+            if self._status.role is Role.LEADER:
+                outcome = await self._propose_here(payload)
+            elif leader is not None:
+                outcome = await self._forward(leader, payload, max(until - loop.time(), 0.001))
+            if outcome is not None and outcome.error is None and outcome.answer is not None:
+                await self.wait_applied(outcome.index)
+                answer: Answer = outcome.answer
+                return answer
+            match None if outcome is None else outcome.error:
+                case "too_large" | "malformed" as code:
+                    raise Unavailable(code, "the command was refused before it was proposed; do not repeat it")
+                case "quarantined" if leader == self.node_id:
+                    raise _quarantined()
+            # Unknown, or nobody leads: again when that changes, or soon.
+            await self._wait_for_change(pause_s)
+            pause_s = min(pause_s * 2, _RETRY_LAST_S)
+
+    async def _propose_here(self, payload: bytes) -> Resolved:
+        if self._stopped is not None:
+            raise self._stopped
+        token = next(self._tokens)
+        future: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = future
+        self._driver.post(Propose(token, payload))
+        try:
+            return await future
+        finally:
+            self._waiting.pop(token, None)
+
+    async def _forward(self, leader: NodeId, payload: bytes, timeout_s: float) -> _Outcome | None:
+        """None: no answer, so the outcome is unknown."""
+        request = _encode_forwarded(_Forwarded(payload, timeout_s))
+        try:
+            return _decode_outcome(await self._transport.request(leader, PROPOSE, request, timeout_s))
+        except Exception:
+            # Whatever a transport raises, and whatever a peer answers: it is safe to propose again.
+            return None
+
+    async def _run_barriers(self, deadline_s: float) -> None:
+        """One canary after the other, as long as somebody waits. A caller's canary is proposed after its call."""
+        while self._barrier_waiters:
+            waiters, self._barrier_waiters = self._barrier_waiters, []
+            command = Canary(node_id=self.node_id, payload=b"", at_ms=self._clock_ms())
+            try:
+                answer = await self.propose(command, deadline_s)
+            except (ProposalFailed, asyncio.CancelledError) as error:
+                failure = error if isinstance(error, ProposalFailed) else _stopping()
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_exception(failure)
+                if failure is not error:
+                    raise
+            else:
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_result(answer.index)
+
+    async def _wait_for_change(self, timeout_s: float) -> None:
+        """Of leadership or links; returns after `timeout_s` anyway."""
+        if self._changed is None or self._changed.done():
+            self._changed = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._changed], timeout=timeout_s)
+
+    # -- what the replica brings --
+
+    def _on_output(self, output: Output) -> None:
+        for peer, frame in output.messages:
+            self._transport.send(peer, frame)
+        old, self._status = self._status, output.status
+        for checkpoint in output.checkpoints:
+            self._digests[checkpoint[0]] = checkpoint[1]
+            if len(self._digests) > CHECKPOINTS_MAX:
+                self._digests.popitem(last=False)
+        waiting = self._waiting
+        for resolved in output.resolved:
+            future = waiting.pop(resolved.token, None)
+            if future is not None and not future.done():
+                future.set_result(resolved)
+        waiters, applied = self._applied_waiters, output.status.applied_index
+        while waiters and waiters[0][0] <= applied:
+            done = heapq.heappop(waiters)[2]
+            if not done.done():
+                done.set_result(None)
+        if output.events:
+            for watch_events in tuple(self._event_watchers):
+                watch_events(output.events)
+        if _has_changed(old, output.status):
+            if self._changed is not None and not self._changed.done():
+                self._changed.set_result(None)
+            for watch_status in tuple(self._status_watchers):
+                watch_status(output.status)
+
+    def _on_failure(self, error: Exception, is_final: bool) -> None:
+        if is_final:
+            self._fail_all(Unavailable("stopped", f"this node's replica has stopped: {error}; ask another node"))
+        if self._report_failure is not None:
+            self._report_failure(error, is_final)
+
+    def _fail_all(self, error: Unavailable) -> None:
+        self._stopped = error
+        waiting: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._barrier_waiters]
+        waiting.extend(waiter for _, _, waiter in self._applied_waiters)
+        self._waiting.clear()
+        self._barrier_waiters.clear()
+        self._applied_waiters.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("stopped", "this node is stopping; ask another node")
+
+
+def _quarantined() -> Unavailable:
+    return Unavailable(
+        "quarantined",
+        "a majority of the voters has other tables than this node; ask another node, and replace this node's data "
+        "directory",
+    )
+
+
+def _has_changed(old: ReplicaStatus, new: ReplicaStatus) -> bool:
+    return (old.role, old.term, old.leader, old.connected, old.is_quarantined) != (
+        new.role,
+        new.term,
+        new.leader,
+        new.connected,
+        new.is_quarantined,
+    )
+
+
+_encode_forwarded = msgspec.msgpack.Encoder().encode
+_encode_outcome = msgspec.msgpack.Encoder().encode
+_decode_forwarded = msgspec.msgpack.Decoder(_Forwarded).decode
+_decode_outcome = msgspec.msgpack.Decoder(_Outcome).decode

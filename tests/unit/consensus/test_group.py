@@ -1,0 +1,287 @@
+"""Groups in one process, each with its replica thread, joined by a transport that is only function calls."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from consensus.driver import ReplicaDriver
+from consensus.engine import Role
+from consensus.errors import ProposalTimeout, Unavailable
+from consensus.group import Group
+from consensus.journal import TABLES
+from consensus.limits import RaftSettings
+from consensus.machine import DomainMachine
+from consensus.state.commands import Applied, Canary
+from consensus.state.events import Numbered
+from consensus.state.tables import TABLES as DOMAIN_TABLES
+from storage.environment import Environment
+from storage.errors import DiskFailed, DiskFull, MapExhausted, StorageError
+from storage.ids import NodeId
+from storage.memory import MemoryStore
+from storage.transactions import Store
+
+ALL_TABLES = (*TABLES, *DOMAIN_TABLES)
+IDS = [NodeId(name) for name in "abc"]
+QUICK = RaftSettings(heartbeat_s=0.02, election_min_s=0.1, election_max_s=0.2, leader_fallback_s=0.25)
+
+
+class Net:
+    """All groups, and who can reach whom."""
+
+    def __init__(self) -> None:
+        self.groups: dict[NodeId, Group] = {}
+        self.is_cut: set[NodeId] = set()
+
+    def end(self, node: NodeId) -> "End":
+        return End(self, node)
+
+    def reaches(self, source: NodeId, target: NodeId) -> bool:
+        return target in self.groups and not self.is_cut & {source, target}
+
+    def cut(self, node: NodeId) -> None:
+        self.is_cut.add(node)
+        for other in self.groups:
+            if other != node:
+                self.groups[other].on_link_down(node, closed_by_peer=True)
+                self.groups[node].on_link_down(other, closed_by_peer=False)
+
+    def heal(self, node: NodeId) -> None:
+        self.is_cut.discard(node)
+        for other in self.groups:
+            if other != node:
+                self.groups[other].on_link_up(node)
+                self.groups[node].on_link_up(other)
+
+
+class End:
+    def __init__(self, net: Net, node: NodeId) -> None:
+        self.net = net
+        self.node = node
+
+    def send(self, peer: NodeId, payload: bytes) -> bool:
+        if not self.net.reaches(self.node, peer):
+            return False
+        self.net.groups[peer].on_peer_message(self.node, payload)
+        return True
+
+    async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
+        if not self.net.reaches(self.node, peer):
+            raise ConnectionError(peer)
+        async with asyncio.timeout(timeout_s):
+            return await self.net.groups[peer].on_request(self.node, payload)
+
+
+@asynccontextmanager
+async def running(stores: dict[NodeId, Store]) -> AsyncIterator[Net]:
+    net = Net()
+    for node, store in stores.items():
+        net.groups[node] = Group(node, list(stores), store, DomainMachine(), net.end(node), settings=QUICK)
+    try:
+        for group in net.groups.values():
+            group.start()
+        for node in stores:
+            for other in stores:
+                if node != other:
+                    net.groups[node].on_link_up(other)
+        yield net
+    finally:
+        for group in net.groups.values():
+            await group.stop()
+
+
+def memory_stores(ids: list[NodeId] = IDS) -> dict[NodeId, Store]:
+    return {node: MemoryStore(ALL_TABLES) for node in ids}
+
+
+async def leader_of(net: Net, *, but: NodeId | None = None) -> NodeId:
+    async with asyncio.timeout(10):
+        while True:
+            for node, group in net.groups.items():
+                if node != but and node not in net.is_cut and group.status().role is Role.LEADER:
+                    return node
+            await asyncio.sleep(0.005)
+
+
+def canary(payload: bytes) -> Canary:
+    return Canary(node_id=NodeId("a"), payload=payload, at_ms=1)
+
+
+def test_a_proposal_on_any_node_is_applied_there_when_it_is_answered() -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            await leader_of(net)
+            for round_ in range(5):
+                for group in net.groups.values():
+                    answer = await group.propose(canary(b"%d" % round_))
+                    assert isinstance(answer, Applied)
+                    assert group.status().applied_index >= answer.index
+
+    asyncio.run(main())
+
+
+def test_a_proposal_waits_for_the_first_leader() -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            assert isinstance(await net.groups[IDS[0]].propose(canary(b"early")), Applied)
+
+    asyncio.run(main())
+
+
+def test_without_a_majority_the_deadline_says_so() -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            leader = await leader_of(net)
+            for node in IDS:
+                if node != leader:
+                    net.cut(node)
+            with pytest.raises(ProposalTimeout) as caught:
+                await net.groups[leader].propose(canary(b"lost"), deadline_s=0.6)
+            assert caught.value.code == "no_leader"
+
+    asyncio.run(main())
+
+
+def test_a_proposal_survives_the_loss_of_the_leader() -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            leader = await leader_of(net)
+            follower = next(node for node in IDS if node != leader)
+            await net.groups[follower].propose(canary(b"before"))
+            net.cut(leader)
+            answers = await asyncio.gather(*(net.groups[follower].propose(canary(b"%d" % i)) for i in range(20)))
+            assert all(isinstance(answer, Applied) for answer in answers)
+            net.heal(leader)
+            await net.groups[leader].barrier()
+            assert net.groups[leader].status().applied_index >= max(answer.index for answer in answers)
+
+    asyncio.run(main())
+
+
+def test_barriers_share() -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            leader = await leader_of(net)
+            before = await net.groups[leader].barrier()
+            indexes = await asyncio.gather(*(net.groups[leader].barrier() for _ in range(100)))
+            assert len(set(indexes)) <= 2
+            assert min(indexes) > before
+            assert net.groups[leader].latest_checkpoint() == (
+                max(indexes),
+                net.groups[leader].digest_at(max(indexes)),
+            )
+
+    asyncio.run(main())
+
+
+def test_leadership_is_transferred() -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            leader = await leader_of(net)
+            await net.groups[leader].barrier()
+            assert await net.groups[leader].transfer_leadership()
+            assert await leader_of(net, but=leader) != leader
+
+    asyncio.run(main())
+
+
+def test_events_and_status_are_told() -> None:
+    async def main() -> None:
+        async with running(memory_stores([IDS[0]])) as net:
+            group = net.groups[IDS[0]]
+            seen: list[Numbered] = []
+            roles: list[Role] = []
+            group.subscribe_events(seen.extend)
+            unsubscribe = group.subscribe_status(lambda status: roles.append(status.role))
+            await group.barrier()
+            unsubscribe()
+            assert Role.LEADER in roles
+
+    asyncio.run(main())
+
+
+def test_a_stopped_group_refuses() -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            group = net.groups[IDS[0]]
+            waiting = asyncio.create_task(group.barrier())
+            await asyncio.sleep(0)
+            await group.stop()
+            with pytest.raises(Unavailable) as caught:
+                await waiting
+            assert caught.value.code == "stopped"
+            with pytest.raises(Unavailable):
+                await group.propose(canary(b"late"))
+
+    asyncio.run(main())
+
+
+def test_garbage_requests_are_answered() -> None:
+    async def main() -> None:
+        async with running(memory_stores([IDS[0]])) as net:
+            group = net.groups[IDS[0]]
+            await group.barrier()
+            for payload in (b"", b"\xc1", b"x" * (2 << 20)):
+                assert b"malformed" in await group.on_request(IDS[0], payload) or len(payload) > 1 << 20
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [DiskFull("full"), MapExhausted("map"), RuntimeError("bug")])
+def test_the_replica_is_replaced_when_a_step_fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consensus.driver.DISK_FULL_RETRY_S", 0.01)
+
+    async def main() -> None:
+        stores = memory_stores()
+        async with running(stores) as net:
+            leader = await leader_of(net)
+            await net.groups[leader].barrier()
+            store = stores[leader]
+            assert isinstance(store, MemoryStore)
+            store.fail_next_commit(error)  # type: ignore[arg-type]  # any exception will do
+            assert isinstance(await net.groups[leader].propose(canary(b"again")), Applied)
+
+    asyncio.run(main())
+
+
+def test_a_failed_disk_ends_it_for_good() -> None:
+    async def main() -> None:
+        store = MemoryStore(ALL_TABLES)
+        failures: list[tuple[Exception, bool]] = []
+        loop = asyncio.get_running_loop()
+        failed = loop.create_future()
+
+        def on_failure(error: Exception, is_final: bool) -> None:
+            failures.append((error, is_final))
+            failed.set_result(None)
+
+        store.fail_next_commit(DiskFailed("io"))
+        driver = ReplicaDriver(IDS[0], IDS[:1], store, DomainMachine(), QUICK, lambda output: None, on_failure)
+        driver.start()
+        await asyncio.wait_for(failed, 10)
+        await driver.stop()
+        assert isinstance(failures[-1][0], StorageError)
+        assert failures[-1][1]
+
+    asyncio.run(main())
+
+
+def test_over_lmdb_with_a_restart(tmp_path: Path) -> None:
+    async def main() -> int:
+        stores: dict[NodeId, Store] = {node: Environment.open(tmp_path / node, ALL_TABLES) for node in IDS}
+        try:
+            async with running(stores) as net:
+                await leader_of(net)
+                await asyncio.gather(*(net.groups[IDS[0]].propose(canary(b"%d" % i)) for i in range(200)))
+                indexes = [await net.groups[node].barrier() for node in IDS]
+                digests = {net.groups[node].digest_at(indexes[0]) for node in IDS}
+                assert len(digests) == 1
+                return max(indexes)
+        finally:
+            for store in stores.values():
+                store.close()
+
+    first = asyncio.run(main())
+    assert asyncio.run(main()) > first
