@@ -1,0 +1,31 @@
+"""JSON responses of the API."""
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from node.http.render import freshness
+from node.readings import Reading
+
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+
+
+def wants_pretty(request: web.Request) -> bool:
+    return request.rel_url.query.get("pretty", "0") in ("", "1", "true")
+
+
+def answer(
+    request: web.Request, document: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    body = _ENCODER.encode(document)
+    if wants_pretty(request):
+        body = msgspec.json.format(body, indent=2) + b"\n"
+    response = web.Response(body=body, status=status, headers=headers, content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def answer_reading(request: web.Request, document: dict[str, Any], reading: Reading[Any]) -> web.Response:
+    """With how fresh it is."""
+    return answer(request, {**document, **freshness(reading)})

@@ -1,0 +1,134 @@
+"""Rows to JSON: the field names of the rows, times as ISO 8601 UTC with milliseconds, bytes as hex, and what only the
+state machine needs left out. Pure."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+
+from consensus.state.events import Numbered
+from consensus.state.rows import Branch, Insight, Session
+from node.ports import LiveView
+from node.readings import BranchDetail, InsightDetail, Reading, Submitted
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST: Final = "9999-12-31T23:59:59.999Z"
+_HIDDEN: Final = {"Session": {"body_digest", "novelty_sum"}}
+_TIMES: Final = {"at_ms": "at", "deadline_ms": "deadline"}
+
+
+def iso(ms: int | None) -> str | None:
+    """Milliseconds since the epoch as `2026-01-31T12:00:00.000Z`."""
+    if ms is None:
+        return None
+    try:
+        moment = _EPOCH + timedelta(milliseconds=ms)
+    except OverflowError:
+        return _LAST
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def to_json(value: Any) -> Any:
+    """Any row, or lists and maps of them."""
+    if isinstance(value, msgspec.Struct):
+        return {
+            out: iso(getattr(value, name)) if is_time else to_json(getattr(value, name))
+            for name, out, is_time in outside_names(type(value))
+        }
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+@cache
+def outside_names(kind: type[msgspec.Struct]) -> tuple[tuple[str, str, bool], ...]:
+    """Of a row type: field, its name outside, whether it is a point in time."""
+    plan = []
+    for name in kind.__struct_fields__:
+        if name in _HIDDEN.get(kind.__name__, ()):
+            continue
+        is_time = name in _TIMES or name.endswith("_at_ms")
+        plan.append((name, _TIMES.get(name, name.removesuffix("_ms")) if is_time else name, is_time))
+    return tuple(plan)
+
+
+def session(row: Session) -> dict[str, Any]:
+    done = row.completed
+    return {**to_json(row), "average_novelty": row.novelty_sum / done if done else 0.0}
+
+
+def branch(row: Branch, live: LiveView | None) -> dict[str, Any]:
+    return {**to_json(row), "live": live_of(live)}
+
+
+def live_of(live: LiveView | None) -> dict[str, Any] | None:
+    if live is None:
+        return None
+    return {
+        "node_id": live.node_id, "attempt": live.attempt, "progress": live.progress, "message": live.message,
+        "lines": list(live.lines),
+    }  # fmt: skip
+
+
+def branch_detail(detail: BranchDetail) -> dict[str, Any]:
+    return {
+        "branch": branch(detail.branch, detail.live),
+        "knowledge": to_json(detail.knowledge),
+        "attempts": to_json(detail.attempts),
+    }
+
+
+def insight(row: Insight) -> dict[str, Any]:
+    return dict(to_json(row))
+
+
+def insight_detail(detail: InsightDetail) -> dict[str, Any]:
+    return {
+        "insight": {**insight(detail.insight), "parallel_efficiency": detail.session.parallel_efficiency},
+        "provenance": [
+            {
+                "branch_index": row.branch_index, "branch_id": row.id, "node_id": row.node_id, "attempt": row.attempt,
+                "ritual": row.ritual, "ritual_version": row.ritual_version, "duration_ms": row.duration_ms,
+            }
+            for row in detail.provenance.rows
+        ],
+        "provenance_next": detail.provenance.next,
+    }  # fmt: skip
+
+
+def submitted(result: Submitted) -> dict[str, Any]:
+    """Also where the local replica has not applied the submission yet: then as it was accepted."""
+    command = result.command
+    shown = session(result.session) if result.session is not None else {
+        "id": command.session_id, "thought": command.thought, "main_session_id": command.main_session_id,
+        "status": "pending", "total_branches": len(command.branches), "submit_index": result.index,
+        "submitted_by": command.submitted_by, "rev": result.index, "pending": len(command.branches),
+        "processing": 0, "completed": 0, "failed": 0, "cancelled": 0, "created_at": iso(command.at_ms),
+    }  # fmt: skip
+    return {"session": shown, "id": command.session_id, "index": result.index, "created": result.created}
+
+
+def freshness(reading: Reading[Any]) -> dict[str, Any]:
+    return {"as_of_index": reading.as_of_index, "level": reading.level, "leader": reading.leader}
+
+
+def event(numbered: Numbered) -> dict[str, Any]:
+    kind = str(numbered.event.__struct_config__.tag)
+    return {
+        "id": event_id(numbered), "index": numbered.index, "position": numbered.position, "event": kind,
+        **to_json(numbered.event),
+    }  # fmt: skip
+
+
+def event_id(numbered: Numbered) -> str:
+    return f"{numbered.index}.{numbered.position}"
+
+
+def rows(items: Sequence[Any]) -> list[Any]:
+    return [to_json(item) for item in items]

@@ -1,0 +1,65 @@
+"""The node itself: status, health, readiness, members, rituals, and what there is to ask."""
+
+from aiohttp import web
+
+from node import status
+from node.http import render
+from node.http.answers import answer, answer_reading
+from node.http.arguments import Arguments
+from node.http.keys import SERVICE
+from node.http.problems import Problem
+from node.service_errors import ServiceError
+
+
+async def get_status(request: web.Request) -> web.Response:
+    Arguments(request.query, ())
+    return answer(request, status.document(request.app[SERVICE]))
+
+
+async def get_health(request: web.Request) -> web.Response:
+    """200 while the process can do its work at all; a supervisor restarts it otherwise."""
+    return _verdict(request, status.health(request.app[SERVICE]))
+
+
+async def get_readiness(request: web.Request) -> web.Response:
+    """200 while the mesh makes progress as seen from here; a load balancer goes elsewhere otherwise."""
+    return _verdict(request, status.readiness(request.app[SERVICE]))
+
+
+async def list_members(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("level",))
+    reading = await request.app[SERVICE].members(arguments.level())
+    return answer_reading(request, {"members": render.rows(reading.value)}, reading)
+
+
+async def list_rituals(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("level",))
+    reading = await request.app[SERVICE].rituals(arguments.level())
+    return answer_reading(
+        request,
+        {"rituals": [ritual.to_json() for ritual in reading.value], "problems": request.app[SERVICE].ritual_problems()},
+        reading,
+    )
+
+
+async def get_ritual(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("level",))
+    try:
+        reading = await request.app[SERVICE].ritual(request.match_info["name"], arguments.level())
+    except ServiceError as error:
+        if error.code != "unknown_ritual":
+            raise
+        raise Problem.of(error, status=404) from error
+    return answer_reading(request, {"ritual": reading.value.to_json()}, reading)
+
+
+def _verdict(request: web.Request, checks: list[status.Check]) -> web.Response:
+    is_ok = all(check.ok for check in checks)
+    document = {
+        "ok": is_ok,
+        "checks": [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks],
+    }
+    if "application/json" in request.headers.get("Accept", "*/*") or "*/*" in request.headers.get("Accept", "*/*"):
+        return answer(request, document, status=200 if is_ok else 503)
+    lines = [f"{'ok ' if check.ok else 'NOT'} {check.name}: {check.detail}" for check in checks]
+    return web.Response(text="\n".join(lines) + "\n", status=200 if is_ok else 503)

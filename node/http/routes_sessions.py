@@ -1,0 +1,136 @@
+"""Sessions, branches and insights: submit, read, wait, cancel."""
+
+import asyncio
+
+import msgspec
+from aiohttp import web
+
+from node.http import limits, render
+from node.http.answers import answer, answer_reading
+from node.http.arguments import Arguments
+from node.http.keys import SERVICE
+from node.http.problems import Problem
+from node.service_errors import ServiceError
+from node.submission import too_large
+from storage.ids import BranchId, SessionId
+
+
+async def submit_session(request: web.Request) -> web.Response:
+    Arguments(request.query, ())
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 0 < len(key.strip()) <= limits.KEY_CHARACTERS_MAX:
+        raise ServiceError(
+            "invalid_argument", "The Idempotency-Key is empty or too long.",
+            f"Use a UUID, or any text of 1 to {limits.KEY_CHARACTERS_MAX} characters that is new for each session.",
+        )  # fmt: skip
+    result = await request.app[SERVICE].submit(await read_body(request), None if key is None else key.strip())
+    return answer(
+        request, {**render.submitted(result), **_status_now(request, result.index)},
+        status=201 if result.created else 200, headers={"Location": f"/v1/sessions/{result.command.session_id}"},
+    )  # fmt: skip
+
+
+async def list_sessions(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("after", "limit", "status", "level"))
+    reading = await request.app[SERVICE].list_sessions(
+        after=arguments.text("after"), limit=arguments.limit(), status=arguments.status(), level=arguments.level()
+    )
+    page = reading.value
+    return answer_reading(request, {"sessions": [render.session(row) for row in page.rows], "next": page.next}, reading)
+
+
+async def get_session(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("wait", "until", "rev", "level"))
+    service, session_id = request.app[SERVICE], _session_id(request)
+    wait_s = arguments.wait_s()
+    if wait_s is None:
+        reading = await service.get_session(session_id, arguments.level())
+    else:
+        reading = await service.wait_session(session_id, wait_s, arguments.until(), arguments.rev(), arguments.level())
+    return answer_reading(request, {"session": render.session(reading.value)}, reading)
+
+
+async def cancel_session(request: web.Request) -> web.Response:
+    Arguments(request.query, ())
+    reason = "cancelled by a client"
+    body = await read_body(request)
+    if body.strip():
+        try:
+            document = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ServiceError("malformed_json", f"The body is not JSON: {error}.", "Send {} or nothing.") from None
+        if not isinstance(document, dict) or not isinstance(document.get("reason", ""), str):
+            raise ServiceError("invalid_argument", "The body must be an object.", 'Send {"reason": "why"} or nothing.')
+        for name in document:
+            if name != "reason":
+                raise ServiceError("unknown_key", f"{name[:80]}: there is no such key.", "Allowed: reason.")
+        reason = document.get("reason") or reason
+    reading = await request.app[SERVICE].cancel(_session_id(request), reason)
+    return answer_reading(request, {"session": render.session(reading.value)}, reading)
+
+
+async def list_branches(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("after", "limit", "status", "level"))
+    reading = await request.app[SERVICE].list_branches(
+        _session_id(request), after=arguments.text("after"), limit=arguments.limit(), status=arguments.status(),
+        level=arguments.level(),
+    )  # fmt: skip
+    page = reading.value
+    rows = [render.branch(row, live) for row, live in page.rows]
+    return answer_reading(request, {"branches": rows, "next": page.next}, reading)
+
+
+async def get_branch(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("level",))
+    branch_id = BranchId(request.match_info["branch_id"].lower())
+    reading = await request.app[SERVICE].get_branch(branch_id, arguments.level())
+    return answer_reading(request, render.branch_detail(reading.value), reading)
+
+
+async def get_branch_at(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("level",))
+    text = request.match_info["index"]
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise ServiceError("unknown_branch", f"{text[:80]!r} is not an index.", "Branches are numbered from 0.")
+    reading = await request.app[SERVICE].get_branch_at(_session_id(request), int(text), arguments.level())
+    return answer_reading(request, render.branch_detail(reading.value), reading)
+
+
+async def get_insight(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("after", "limit", "level"))
+    reading = await request.app[SERVICE].get_insight(
+        _session_id(request), after=arguments.text("after"), limit=arguments.limit(), level=arguments.level()
+    )
+    return answer_reading(request, render.insight_detail(reading.value), reading)
+
+
+async def list_insights(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, ("after", "limit", "level"))
+    reading = await request.app[SERVICE].list_insights(
+        after=arguments.text("after"), limit=arguments.limit(), level=arguments.level()
+    )
+    page = reading.value
+    rows = [render.insight(row) for row in page.rows]
+    return answer_reading(request, {"insights": rows, "next": page.next}, reading)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body, bounded in size and time. Raises `too_large`, `body_timeout`."""
+    try:
+        async with asyncio.timeout(limits.BODY_S):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large(request.content_length) from None
+    except TimeoutError:
+        raise Problem(
+            "body_timeout", f"The body did not arrive within {limits.BODY_S:g} s.", "Send it faster, or split it."
+        ) from None
+
+
+def _session_id(request: web.Request) -> SessionId:
+    return SessionId(request.match_info["session_id"].lower())
+
+
+def _status_now(request: web.Request, index: int) -> dict[str, object]:
+    status = request.app[SERVICE].group.status()
+    return {"as_of_index": max(index, status.applied_index), "level": "linearizable", "leader": status.leader}

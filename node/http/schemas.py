@@ -1,0 +1,130 @@
+"""JSON Schemas of what goes in and out, made from the rows where they are rows."""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from consensus.state.limits import ATTEMPTS_MAX, BRANCHES_PER_SESSION_MAX
+from consensus.state.rows import Attempt, Branch, Insight, Knowledge, Member, Session
+from node.http.problems import FACE_CODES
+from node.http.render import outside_names
+from node.service_errors import CODES
+from node.submission import TIMEOUT_S_MAX
+
+_FRESHNESS: dict[str, Any] = {
+    "as_of_index": {"type": "integer"},
+    "level": {"enum": ["stale", "linearizable"]},
+    "leader": {"type": ["string", "null"]},
+}
+
+
+@cache
+def schemas() -> dict[str, Any]:
+    rows = {kind.__name__: _row(kind) for kind in (Session, Branch, Knowledge, Attempt, Insight, Member)}
+    return {
+        **rows,
+        "SessionSubmission": _submission(),
+        "Cancellation": _object({"reason": {"type": "string"}}),
+        "Answer": {"type": "object"},
+        "SessionAnswer": _object({"session": _ref("Session"), **_FRESHNESS}),
+        "SessionPage": _page("sessions", "Session"),
+        "BranchPage": _page("branches", "Branch"),
+        "InsightPage": _page("insights", "Insight"),
+        "MemberList": _object({"members": _list("Member"), **_FRESHNESS}),
+        "BranchAnswer": _object(
+            {
+                "branch": _ref("Branch"),
+                "knowledge": {"anyOf": [_ref("Knowledge"), {"type": "null"}]},
+                "attempts": _list("Attempt"),
+                **_FRESHNESS,
+            }
+        ),
+        "InsightAnswer": _object(
+            {
+                "insight": _ref("Insight"),
+                "provenance": {"type": "array", "items": {"type": "object"}},
+                "provenance_next": {"type": ["string", "null"]},
+                **_FRESHNESS,
+            }
+        ),
+        "Problem": {
+            **_object(
+                {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "code": {"enum": sorted({*CODES, *FACE_CODES})},
+                    "detail": {"type": "string"},
+                    "fix": {"type": "string"},
+                }
+            ),
+            "required": ["type", "title", "status", "code", "detail", "fix"],
+        },
+    }
+
+
+def _row(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The fields under their names outside; a type where it is plain."""
+    plain = {int: "integer", float: "number", str: "string", bool: "boolean"}
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    properties: dict[str, Any] = {}
+    for name, outside, is_time in outside_names(kind):
+        if is_time:
+            properties[outside] = {"type": ["string", "null"], "format": "date-time"}
+        else:
+            known = plain.get(types[name])
+            properties[outside] = {"type": known} if known else {}
+    return _object(properties)
+
+
+def _submission() -> dict[str, Any]:
+    timeout = {"type": "number", "minimum": 0.001, "maximum": TIMEOUT_S_MAX}
+    attempts = {"type": "integer", "minimum": 1, "maximum": ATTEMPTS_MAX}
+    branch = _object(
+        {
+            "ritual": {"type": "string"},
+            "task": {"type": "string", "minLength": 1},
+            "parameters": {"type": "object"},
+            "seed": {"type": "integer", "minimum": 0},
+            "timeout_s": timeout,
+            "attempts_max": attempts,
+        }
+    )
+    return {
+        **_object(
+            {
+                "id": {"type": "string", "format": "uuid"},
+                "thought": {"type": "string", "minLength": 1},
+                "main_session_id": {"type": ["string", "null"], "format": "uuid"},
+                "branches": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": BRANCHES_PER_SESSION_MAX,
+                    "items": {**branch, "required": ["task"], "additionalProperties": False},
+                },
+                "consolidation": {**branch, "additionalProperties": False},
+                "ritual": {"type": "string", "description": "of branches that name none"},
+                "timeout_s": {**timeout, "description": "of branches that name none"},
+                "attempts_max": {**attempts, "description": "of branches that name none"},
+            }
+        ),
+        "required": ["thought", "branches"],
+        "additionalProperties": False,
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _list(name: str) -> dict[str, Any]:
+    return {"type": "array", "items": _ref(name)}
+
+
+def _page(key: str, name: str) -> dict[str, Any]:
+    return _object({key: _list(name), "next": {"type": ["string", "null"]}, **_FRESHNESS})

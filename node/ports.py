@@ -1,0 +1,113 @@
+"""What the use-cases need of the rest of the house, as small protocols. `node.app` hands in the real things, tests hand
+in twins."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import msgspec
+
+from consensus.state.commands import Answer, AnyCommand
+from consensus.state.events import Numbered
+from consensus.state.rows import Tier
+from storage.ids import InstanceId, NodeId, SessionId
+from storage.transactions import Transaction
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this node is; fixed for the life of the process."""
+
+    node_id: NodeId
+    instance_id: InstanceId
+    name: str
+    tier: Tier
+    mesh_name: str
+    data_dir: str
+    started_at_ms: int
+    http_address: str = ""
+    formats: tuple[tuple[str, str], ...] = ()
+    """Further versions worth knowing, by name: link protocol, storage format."""
+
+
+class GroupStatus(Protocol):
+    @property
+    def role(self) -> str: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def leader(self) -> NodeId | None: ...
+    @property
+    def commit_index(self) -> int: ...
+    @property
+    def applied_index(self) -> int: ...
+    @property
+    def last_index(self) -> int: ...
+    @property
+    def voters(self) -> Iterable[NodeId]: ...
+
+
+class GroupPort(Protocol):
+    """Of `consensus.group.Group`. `propose` and `barrier` raise `ConsensusError`."""
+
+    async def propose(self, command: AnyCommand, deadline_s: float = ...) -> Answer: ...
+    async def barrier(self, deadline_s: float = ...) -> int: ...
+    def read(self) -> AbstractContextManager[Transaction]: ...
+    def status(self) -> GroupStatus: ...
+    def subscribe_events(self, callback: Callable[[list[Numbered]], None]) -> object: ...
+
+
+class MeshPort(Protocol):
+    """Of `mesh.mesh.Mesh`."""
+
+    def peers(self) -> Sequence[Any]: ...
+    def diary(self) -> Sequence[Any]: ...
+    def counters(self) -> Mapping[str, int]: ...
+    @property
+    def founding_status(self) -> str: ...
+
+
+class ExecutorPort(Protocol):
+    def statistics(self) -> Any: ...
+
+
+class RitualPort(Protocol):
+    """Of `node.rituals.definition.RitualDefinition`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def timeout_s(self) -> float | None: ...
+    def check(self, parameters: Mapping[str, Any]) -> str | None: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class RegistryPort(Protocol):
+    """Of `node.rituals.registry.Registry`: a mapping from names, and what could not be loaded."""
+
+    def get(self, name: str, /) -> RitualPort | None: ...
+    def __iter__(self) -> Iterator[str]: ...
+    @property
+    def problems(self) -> Sequence[Any]: ...
+
+
+class LiveView(Protocol):
+    @property
+    def node_id(self) -> NodeId: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def progress(self) -> float | None: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def lines(self) -> list[str]: ...
+
+
+class LivePort(Protocol):
+    def get(self, session_id: SessionId, branch_index: int) -> LiveView | None: ...
+
+
+class StorePort(Protocol):
+    def statistics(self) -> Any: ...

@@ -1,0 +1,49 @@
+"""Says when this replica last applied something: readiness is progress, not state.
+
+A replica that answers and looks healthy may still be cut off; what it has applied lately cannot lie. The time of the
+observation is this process's own monotonic clock, so that clocks of other nodes do not matter.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+LOOK_PERIOD_S: Final = 1.0
+"""The resolution of `age_s` when nobody asks; one comparison of two integers a second."""
+
+
+class ProgressClock:
+    def __init__(self, applied_index: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
+        self._applied_index = applied_index
+        self._clock = clock
+        self._index = applied_index()  # applied before this start: history, not progress
+        self._at: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="progress-clock")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    def look(self) -> None:
+        index = self._applied_index()
+        if index > self._index:
+            self._at = self._clock()
+        self._index = index
+
+    def age_s(self) -> float | None:
+        """Seconds since something was last seen to be applied; None: not since the start."""
+        self.look()
+        return None if self._at is None else self._clock() - self._at
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_PERIOD_S)
+            self.look()

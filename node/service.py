@@ -1,0 +1,423 @@
+"""The use-cases of a node, free of any face: submit, cancel, read, wait, watch. HTTP is thin over it.
+
+Rules:
+- what `submit` and `cancel` answer is committed by a majority and applied; an exception means "not known", never "no".
+- a read is one LMDB snapshot, bounded by a page, and says as of which index it is. `stale` is this node's own state,
+  `linearizable` waits for a barrier first, on any node.
+- what was submitted or cancelled through this node is seen by later reads on this node.
+- nothing here polls: waiting wakes on events.
+"""
+
+import asyncio
+import difflib
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, TypeVar
+
+from consensus.errors import ConsensusError
+from consensus.state import queries
+from consensus.state.commands import AnyCommand, Applied, CancelSession, Refused
+from consensus.state.events import Numbered
+from consensus.state.limits import REASON_CHARACTERS_MAX
+from consensus.state.rows import Branch, BranchStatus, Insight, Member, Session, SessionStatus
+from node.paging import branches_page, check_cursor, full_page, number_cursor, scan, submit_index
+from node.ports import (
+    ExecutorPort,
+    GroupPort,
+    LivePort,
+    LiveView,
+    MeshPort,
+    NodeFacts,
+    RegistryPort,
+    RitualPort,
+    StorePort,
+)
+from node.progress import ProgressClock
+from node.readings import BranchDetail, InsightDetail, Level, Page, Reading, RitualView, Submitted, Until
+from node.service_errors import ServiceError, no_insight, of_consensus, of_refusal
+from node.submission import decode_body, parse_submission
+from node.watching import WHOLE_INDEX, Cursor, EventHub, EventPage, cursor_of
+from storage.errors import StorageError
+from storage.ids import BranchId, SessionId
+from storage.transactions import Transaction
+
+INLINE_ROWS_MAX: Final = 100
+"""Pages up to this size are read on the loop thread (well under a millisecond), larger ones on another."""
+INLINE_BODY_BYTES_MAX: Final = 32 << 10
+"""Submissions up to this size are parsed on the loop thread (about a millisecond), larger ones on another."""
+WAIT_S_MAX: Final = 60.0
+"""Of a long-poll: proxies and clients cut idle requests at about this."""
+PROPOSE_S: Final = 10.0
+BARRIER_S: Final = 5.0
+RECENT_SUBMISSIONS_MAX: Final = 10_000
+"""Remembered so that a client reads what it wrote, even where the local replica is a heartbeat behind."""
+
+TERMINAL: Final = ("completed", "failed", "cancelled")
+
+T = TypeVar("T")
+
+
+class NodeService:
+    """One per daemon, on the loop thread. It may serve before the mesh is founded; `attach` gives it the rest."""
+
+    def __init__(
+        self,
+        facts: NodeFacts,
+        *,
+        mesh: MeshPort,
+        registry: RegistryPort,
+        live: LivePort,
+        store: StorePort,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.facts = facts
+        self.mesh = mesh
+        self.executor: ExecutorPort | None = None
+        self.registry = registry
+        self.store = store
+        self.now_ms = now_ms
+        self.started_at = time.monotonic()
+        self.progress: ProgressClock | None = None
+        self.hub = EventHub(self._events_page)
+        self._live = live
+        self._group: GroupPort | None = None
+        self._recent: OrderedDict[SessionId, int] = OrderedDict()
+
+    def attach(self, group: GroupPort, executor: ExecutorPort) -> None:
+        """The node belongs to a mesh now; until then whatever needs the replicated state is refused with
+        `not_founded`. Call it before the node registers, so that its first command counts as progress."""
+        self._group = group
+        self.executor = executor
+        self.progress = ProgressClock(lambda: group.status().applied_index)
+        group.subscribe_events(self.hub.publish)
+        self.progress.start()
+
+    async def stop(self) -> None:
+        """Ends every watcher and waiter; further requests are refused with `stopping`."""
+        self.hub.close()
+        if self.progress is not None:
+            await self.progress.stop()
+
+    @property
+    def is_founded(self) -> bool:
+        return self._group is not None
+
+    @property
+    def group_or_none(self) -> GroupPort | None:
+        return self._group
+
+    @property
+    def group(self) -> GroupPort:
+        """Raises `ServiceError`: `not_founded`, `stopping`."""
+        if self.hub.is_closed:
+            raise ServiceError("stopping", "This node is stopping.", "Ask another node.")
+        if self._group is None:
+            raise ServiceError(
+                "not_founded", f"This node does not belong to a mesh yet: {self.mesh.founding_status}.", "See /status."
+            )
+        return self._group
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    async def submit(self, body: bytes, key: str | None = None) -> Submitted:
+        """Accepts a session from its JSON body; durable when answered. A repeat of the same submission (same id or
+        key, same body) is answered with the session as it stands."""
+        offered = self._offered_names()
+
+        def parse() -> Any:
+            return parse_submission(
+                decode_body(body),
+                key=key,
+                fresh_id=SessionId(str(uuid.uuid4())),
+                find_ritual=self._find_ritual,
+                offered=offered,
+                submitted_by=self.facts.node_id,
+                now_ms=self.now_ms(),
+            )
+
+        submission = parse() if len(body) <= INLINE_BODY_BYTES_MAX else await asyncio.to_thread(parse)
+        command = submission.command
+        answer = await self._propose(command)
+        self._remember(command.session_id, answer.index)
+        session = self._read(lambda txn: queries.get_session(txn, command.session_id))
+        is_new = session.submit_index == answer.index if session is not None else answer.changed > 0
+        index = session.submit_index if session is not None else answer.index
+        return Submitted(session, index, command, is_new)
+
+    async def cancel(self, session_id: SessionId, reason: str) -> Reading[Session]:
+        """Cancels what is not terminal; a finished session is answered as it stands."""
+        command = CancelSession(session_id=session_id, reason=reason[:REASON_CHARACTERS_MAX], at_ms=self.now_ms())
+        answer = await self._propose(command)
+        self._remember(session_id, answer.index)
+        return await self.get_session(session_id)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    async def get_session(self, session_id: SessionId, level: Level = "stale") -> Reading[Session]:
+        await self._settle(session_id, level)
+        return self._session_now(session_id, level)
+
+    async def wait_session(
+        self, session_id: SessionId, wait_s: float, until: Until = "change", rev: int | None = None,
+        level: Level = "stale",
+    ) -> Reading[Session]:  # fmt: skip
+        """Answers when the session is terminal, or (`until="change"`) has changed after `rev` (without it: after now),
+        or `wait_s` is over: then as it stands."""
+        with self.hub.waiting(session_id, only_terminal=until == "terminal") as waiter:
+            await self._settle(session_id, level)
+            reading = self._session_now(session_id, level)
+            since = reading.value.rev if rev is None else rev
+            try:
+                async with asyncio.timeout(min(wait_s, WAIT_S_MAX)):
+                    while not _is_reached(reading.value, until, since):
+                        await waiter.woken.wait()
+                        waiter.woken.clear()
+                        reading = self._session_now(session_id, level)
+            except TimeoutError:
+                reading = self._session_now(session_id, level)
+            return reading
+
+    async def list_sessions(
+        self, *, after: str | None, limit: int, status: SessionStatus | None, level: Level
+    ) -> Reading[Page[Session]]:
+        """Newest first."""
+        cursor = number_cursor(after, "after")
+        await self._fresh(level)
+
+        def read(txn: Transaction) -> Page[Session]:
+            def fetch(start: int | None, count: int) -> list[Session]:
+                return queries.list_sessions(txn, after=start, limit=count)
+
+            if status is None:
+                return full_page(fetch(cursor, limit), limit, submit_index)
+            return scan(fetch, cursor, limit, submit_index, lambda row: row.status == status)
+
+        return self._reading(await self._read_page(read, limit, status is not None), level)
+
+    async def list_branches(
+        self, session_id: SessionId, *, after: str | None, limit: int, status: BranchStatus | None, level: Level
+    ) -> Reading[Page[tuple[Branch, LiveView | None]]]:
+        """By index; the consolidation is not among them."""
+        cursor = number_cursor(after, "after")
+        await self._settle(session_id, level)
+
+        def read(txn: Transaction) -> Page[Branch]:
+            if queries.get_session(txn, session_id) is None:
+                raise self._unknown_session(session_id)
+            return branches_page(txn, session_id, cursor, limit, status)
+
+        page = await self._read_page(read, limit, status is not None)
+        with_live = [(row, self._live_of(row)) for row in page.rows]
+        return self._reading(Page(with_live, page.next), level)
+
+    async def get_branch(self, branch_id: BranchId, level: Level = "stale") -> Reading[BranchDetail]:
+        await self._fresh(level)
+
+        def read(txn: Transaction) -> BranchDetail:
+            branch = queries.find_branch(txn, branch_id)
+            if branch is None:
+                raise ServiceError(
+                    "unknown_branch", f"No branch has the id {branch_id!r}.", "See the session's branches."
+                )
+            return self._branch_detail(txn, branch)
+
+        return self._reading(self._read(read), level)
+
+    async def get_branch_at(self, session_id: SessionId, index: int, level: Level = "stale") -> Reading[BranchDetail]:
+        """By session and index; the index after the last branch is the consolidation."""
+        await self._settle(session_id, level)
+
+        def read(txn: Transaction) -> BranchDetail:
+            session = queries.get_session(txn, session_id)
+            if session is None:
+                raise self._unknown_session(session_id)
+            branch = queries.get_branch(txn, session_id, index) if 0 <= index <= session.total_branches else None
+            if branch is None:
+                raise ServiceError(
+                    "unknown_branch", f"Session {session_id} has no branch {index}.",
+                    f"Its branches are 0 to {session.total_branches - 1}.",
+                )  # fmt: skip
+            return self._branch_detail(txn, branch)
+
+        return self._reading(self._read(read), level)
+
+    async def get_insight(
+        self, session_id: SessionId, *, after: str | None, limit: int, level: Level
+    ) -> Reading[InsightDetail]:
+        cursor = number_cursor(after, "after")
+        await self._settle(session_id, level)
+
+        def read(txn: Transaction) -> InsightDetail:
+            session = queries.get_session(txn, session_id)
+            if session is None:
+                raise self._unknown_session(session_id)
+            insight = queries.get_insight(txn, session_id)
+            if insight is None:
+                raise no_insight(session)
+            return InsightDetail(insight, session, branches_page(txn, session_id, cursor, limit, "completed"))
+
+        return self._reading(await self._read_page(read, limit, True), level)
+
+    async def list_insights(self, *, after: str | None, limit: int, level: Level) -> Reading[Page[Insight]]:
+        """Newest first."""
+        cursor = number_cursor(after, "after")
+        await self._fresh(level)
+        rows = await self._read_page(lambda txn: queries.list_insights(txn, after=cursor, limit=limit), limit)
+        return self._reading(full_page(rows, limit, lambda row: row.number), level)
+
+    async def members(self, level: Level = "stale") -> Reading[list[Member]]:
+        await self._fresh(level)
+        return self._reading(self._read(lambda txn: queries.members(txn)), level)
+
+    async def rituals(self, level: Level = "stale") -> Reading[list[RitualView]]:
+        """What this node or any member offers, by name."""
+        reading = await self.members(level)
+        names = sorted(set(self.registry).union(*(member.rituals for member in reading.value)))
+        views = [self._ritual_view(name, reading.value) for name in names]
+        return Reading(views, reading.as_of_index, reading.level, reading.leader)
+
+    async def ritual(self, name: str, level: Level = "stale") -> Reading[RitualView]:
+        reading = await self.rituals(level)
+        for view in reading.value:
+            if view.name == name:
+                return Reading(view, reading.as_of_index, reading.level, reading.leader)
+        near = difflib.get_close_matches(name, [view.name for view in reading.value], n=1)
+        raise ServiceError(
+            "unknown_ritual", f"No member of the mesh offers the ritual {name[:80]!r}.",
+            f"Did you mean {near[0]!r}?" if near else "See GET /v1/rituals.", nearest=near[0] if near else None,
+        )  # fmt: skip
+
+    def ritual_problems(self) -> list[dict[str, Any]]:
+        """Rituals that this node was told of and cannot offer."""
+        return [dict(problem._asdict()) for problem in self.registry.problems]
+
+    def _ritual_view(self, name: str, members: list[Member]) -> RitualView:
+        own = self.registry.get(name)
+        offers = [
+            {
+                "node_id": member.node_id,
+                "name": member.name,
+                "status": member.status,
+                "version": offer.version,
+                "kind": offer.kind,
+            }
+            for member in members
+            if (offer := member.rituals.get(name)) is not None
+        ]
+        return RitualView(name, own, offers)
+
+    # -- watching ---------------------------------------------------------------------------------------------------
+
+    def newest_cursor(self) -> Cursor:
+        """Everything up to here has happened; a watcher from here sees what comes."""
+        return (self.group.status().applied_index, WHOLE_INDEX)
+
+    def watch(self, after: Cursor, idle_s: float) -> AsyncGenerator[EventPage, None]:
+        """See `EventHub.watch`."""
+        return self.hub.watch(after, idle_s)
+
+    def check_cursor(self, cursor: Cursor) -> None:
+        """Raises `events_gone` if events after `cursor` are no longer kept, `overloaded` if there is no room."""
+        self.hub.check_room()
+        applied_index = self.group.status().applied_index
+        self._read(lambda txn: check_cursor(txn, cursor, applied_index))
+
+    def _events_page(self, cursor: Cursor, limit: int) -> tuple[list[Numbered], Cursor]:
+        applied_index = self.group.status().applied_index  # before the snapshot: it holds at least that
+
+        def read(txn: Transaction) -> tuple[list[Numbered], Cursor]:
+            check_cursor(txn, cursor, applied_index)
+            events = queries.events_since(txn, cursor[0], cursor[1], limit)
+            if events:
+                return events, cursor_of(events[-1])
+            # nothing up to here: move on, so that an idle watcher's place is never pruned
+            return [], max(cursor, (applied_index, WHOLE_INDEX))
+
+        return self._read(read)
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _propose(self, command: AnyCommand) -> Applied:
+        try:
+            answer = await self.group.propose(command, PROPOSE_S)
+        except ConsensusError as error:
+            raise of_consensus(error) from error
+        if isinstance(answer, Refused):
+            raise of_refusal(answer)
+        return answer
+
+    async def _fresh(self, level: Level) -> None:
+        if level == "linearizable":
+            await self._barrier()
+
+    async def _settle(self, session_id: SessionId, level: Level) -> None:
+        """Before reading a session: what was written through this node must have reached its own replica."""
+        if level == "linearizable" or self._recent.get(session_id, 0) > self.group.status().applied_index:
+            await self._barrier()
+
+    async def _barrier(self) -> None:
+        try:
+            await self.group.barrier(BARRIER_S)
+        except ConsensusError as error:
+            raise of_consensus(error) from error
+
+    def _read(self, query: Callable[[Transaction], T]) -> T:
+        try:
+            with self.group.read() as txn:
+                return query(txn)
+        except StorageError as error:
+            raise ServiceError("unavailable", f"The store cannot be read: {error}", "Ask another node.") from error
+
+    async def _read_page(self, query: Callable[[Transaction], T], rows: int, is_scan: bool = False) -> T:
+        if rows <= INLINE_ROWS_MAX and not is_scan:
+            return self._read(query)
+        return await asyncio.to_thread(self._read, query)
+
+    def _reading(self, value: T, level: Level) -> Reading[T]:
+        # what the status said before or after the snapshot: the smaller of both would be exact, and the status is only
+        # ever told after the commit, so that it is never ahead of a snapshot opened in the same turn of the loop
+        status = self.group.status()
+        return Reading(value, status.applied_index, level, status.leader)
+
+    def _session_now(self, session_id: SessionId, level: Level) -> Reading[Session]:
+        session = self._read(lambda txn: queries.get_session(txn, session_id))
+        if session is None:
+            raise self._unknown_session(session_id)
+        return self._reading(session, level)
+
+    def _branch_detail(self, txn: Transaction, branch: Branch) -> BranchDetail:
+        knowledge = queries.get_result(txn, branch.session_id, branch.branch_index)
+        attempts = list(queries.list_attempts(txn, branch.session_id, branch.branch_index))
+        return BranchDetail(branch, knowledge, attempts, self._live_of(branch))
+
+    def _live_of(self, branch: Branch) -> LiveView | None:
+        live = self._live.get(branch.session_id, branch.branch_index)
+        return live if live is not None and live.attempt == branch.attempt else None
+
+    def _unknown_session(self, session_id: SessionId) -> ServiceError:
+        return ServiceError(
+            "unknown_session", f"No session has the id {session_id!r} as of index {self.group.status().applied_index}.",
+            "See GET /v1/sessions; a session submitted through another node a moment ago is found with "
+            "level=linearizable.",
+        )  # fmt: skip
+
+    def _remember(self, session_id: SessionId, index: int) -> None:
+        self._recent[session_id] = index
+        self._recent.move_to_end(session_id)
+        while len(self._recent) > RECENT_SUBMISSIONS_MAX:
+            self._recent.popitem(last=False)
+
+    def _find_ritual(self, name: str) -> RitualPort | None:
+        return self.registry.get(name)
+
+    def _offered_names(self) -> frozenset[str]:
+        """Names of rituals that this node or a living member offers."""
+        own = frozenset(self.registry)
+        members = self._read(lambda txn: queries.members(txn))
+        return own.union(*(member.rituals for member in members if member.status == "alive"))
+
+
+def _is_reached(session: Session, until: Until, since: int) -> bool:
+    return session.status in TERMINAL or (until == "change" and session.rev > since)

@@ -1,0 +1,169 @@
+"""What a node says of itself: the status document, and the verdicts of health and readiness.
+
+Health is about this process (a supervisor restarts it), readiness about progress (a balancer goes elsewhere): a node
+that looks fine and has applied nothing for a while is not ready.
+"""
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import Any, Final
+
+import msgspec
+
+from consensus.state import queries
+from consensus.state.rows import Member
+from node import __version__
+from node.service import NodeService
+from node.service_errors import ServiceError
+from storage.errors import StorageError
+from storage.ids import NodeId
+
+PROGRESS_S_MAX: Final = 15.0
+"""A command must have been applied within this; the leader commits a canary every few seconds if nothing else does."""
+
+DISK_FREE_BYTES_WARN: Final = 1 << 30
+LIBRARIES: Final = ("pysyncobj", "aiohttp", "msgspec", "lmdb", "zeroconf", "cryptography")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str
+
+
+def health(service: NodeService) -> list[Check]:
+    checks = [Check("loop", True, "answers")]
+    group = service.group_or_none
+    if group is not None:
+        is_running = bool(getattr(group, "is_running", True))
+        checks.append(Check("replica", is_running, "runs" if is_running else "has stopped; see the log, then restart"))
+    return checks
+
+
+def readiness(service: NodeService) -> list[Check]:
+    group = service.group_or_none
+    if group is None or service.progress is None:
+        return [Check("founded", False, service.mesh.founding_status)]
+    checks = [*health(service), Check("founded", True, "belongs to a mesh")]
+    is_quarantined = bool(getattr(group, "is_quarantined", False))
+    checks.append(
+        Check(
+            "agreement", not is_quarantined,
+            "this replica has diverged from the others and withdrawn itself" if is_quarantined else "as the others",
+        )
+    )  # fmt: skip
+    age_s = service.progress.age_s()
+    if age_s is None:
+        detail = "nothing has been applied since the start"
+    else:
+        detail = f"a command was applied {age_s:.1f} s ago, allowed are {PROGRESS_S_MAX:.0f} s"
+    checks.append(Check("progress", age_s is not None and age_s <= PROGRESS_S_MAX, detail))
+    if service.hub.is_closed:
+        checks.append(Check("staying", False, "this node is stopping"))
+    return checks
+
+
+def document(service: NodeService) -> dict[str, Any]:
+    """Everything an operator asks first. Works before the mesh is founded and while it has no leader."""
+    facts, group = service.facts, service.group_or_none
+    members = _members(service)
+    names = {member.node_id: member.name for member in members}
+    peers = [_plain(peer) for peer in service.mesh.peers()]
+    names.update({peer["node_id"]: peer["name"] for peer in peers if peer.get("name")})
+    names[facts.node_id] = facts.name
+    consensus: dict[str, Any] | None = None
+    leader: NodeId | None = None
+    if group is not None:
+        status = group.status()
+        leader = status.leader
+        consensus = {
+            "role": status.role, "term": status.term, "commit_index": status.commit_index,
+            "applied_index": status.applied_index, "last_index": status.last_index,
+            "voters": [{"node_id": voter, "name": names.get(voter)} for voter in status.voters],
+            "progress_age_s": None if service.progress is None else service.progress.age_s(),
+        }  # fmt: skip
+    checks = readiness(service)
+    return {
+        "name": facts.name,
+        "node_id": facts.node_id,
+        "instance_id": facts.instance_id,
+        "tier": facts.tier,
+        "mesh": facts.mesh_name,
+        "founding": service.mesh.founding_status,
+        "ready": all(check.ok for check in checks),
+        "role": consensus["role"] if consensus is not None else None,
+        "term": consensus["term"] if consensus is not None else None,
+        "leader": None if leader is None else {"node_id": leader, "name": names.get(leader)},
+        "commit_index": consensus["commit_index"] if consensus is not None else None,
+        "applied_index": consensus["applied_index"] if consensus is not None else None,
+        "consensus": consensus,
+        "peers": peers,
+        "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],
+        "discovery": [_plain(entry) for entry in service.mesh.diary()],
+        "refusals": dict(service.mesh.counters()),
+        "slots": _slots(service),
+        "storage": {**_plain(service.store.statistics()), "data_dir": facts.data_dir},
+        "watchers": {"open": service.hub.watcher_count, "waiting": service.hub.waiter_count,
+                     "closed_too_slow": service.hub.slow_count},
+        "versions": versions(facts.formats),
+        "http_address": facts.http_address,
+        "uptime_s": round((service.now_ms() - facts.started_at_ms) / 1000, 3),
+        "warnings": warnings(service, checks, peers, leader),
+    }  # fmt: skip
+
+
+def warnings(
+    service: NodeService, checks: list[Check], peers: list[dict[str, Any]], leader: NodeId | None
+) -> list[str]:
+    """What an operator should know, in words; empty is good."""
+    found = [f"not ready: {check.detail}" for check in checks if not check.ok]
+    if service.is_founded and leader is None:
+        found.append("no leader is known: writes wait until most Core nodes reach each other")
+    for peer in peers:
+        if peer.get("state") == "down":
+            found.append(f"no link to {peer.get('name') or peer.get('node_id')}")
+    statistics = service.store.statistics()
+    if statistics.disk_free_bytes < DISK_FREE_BYTES_WARN:
+        found.append(f"only {statistics.disk_free_bytes >> 20} MiB are free on the disk of {service.facts.data_dir}")
+    found.extend(f"ritual {row['name']} is not offered: {row['reason']}" for row in service.ritual_problems())
+    return found
+
+
+@cache
+def versions(formats: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            libraries[name] = "unknown"
+    return {"software": __version__, "python": platform.python_version(), "libraries": libraries, **dict(formats)}
+
+
+def _members(service: NodeService) -> list[Member]:
+    group = service.group_or_none
+    if group is None:
+        return []
+    try:
+        with group.read() as txn:
+            return queries.members(txn)
+    except (StorageError, ServiceError):
+        return []  # the rest of the document is what somebody needs who looks into a broken store
+
+
+def _slots(service: NodeService) -> dict[str, Any] | None:
+    return None if service.executor is None else _plain(service.executor.statistics())
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A struct, a named tuple or a dataclass of another package as plain JSON values."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    plain = msgspec.to_builtins(value, enc_hook=str, str_keys=True, builtin_types=())
+    if isinstance(value, msgspec.Struct) and isinstance(plain, list):  # array-like on the wire
+        plain = dict(zip(value.__struct_fields__, plain, strict=True))
+    assert isinstance(plain, dict), f"{type(value).__name__} has no fields"
+    return plain
