@@ -1,0 +1,465 @@
+"""Who founds the mesh: fresh Core nodes agree once on one set of voters. Pure; `founder.py` is its shell.
+
+The rules, for a proposal P = (mesh id, voters, proposer, number):
+
+1. A fresh Core node that sees at least `expect` fresh Core nodes (itself included) and has the lowest id of them
+   proposes the `expect` lowest ids. It promises P itself, durably, before it tells anybody.
+2. A node promises at most one proposal at a time, durably, before it answers. It never promises a number at or below its
+   durable `floor`; promising, and refusing, raise the floor to the number.
+3. P is founded by whoever knows that ALL its voters promised it. Two proposals that share a voter can therefore
+   never both be founded, unless a promise was taken back. A promise is taken back only when P is provably dead:
+   a. some voter says Never(P): it has not promised P, and its floor forbids it to; or
+   b. the proposer durably withdrew (so it will not found P), and this node gave its promise to no one else.
+4. A promise is evidence for whoever it was given to, first the proposer. When the proposer has been out of reach for
+   PROMISE_UNREACHABLE_S, any member collects the promises in its place (the proposer's is implied by rule 1). Two
+   collectors do no harm: they found the same mesh id. A node that took part in this durably remembers it (rule 3b).
+5. A member that meets a founded node adopts its founding, so lost messages and crashes only cost time.
+
+This is two-phase commit with cooperative termination (Bernstein, Hadzilacos, Goodman 1987, section 7.4). A time-out
+alone never breaks a promise: the proposer may have founded the mesh an instant before it vanished. What can block is the
+loss for good of the proposer and of another member within the same few milliseconds; the status text says what to do.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal, assert_never
+
+import msgspec
+
+from mesh.limits import PROMISE_UNREACHABLE_S
+from storage.ids import MeshId, NodeId
+
+_VOTERS_MAX: Final = 7
+_RETRY_S: Final = 0.5
+"""Shortest wait before proposing again after a dead proposal; jittered to three times that by id and number."""
+
+
+class FoundingRecord(msgspec.Struct, frozen=True):
+    """What a node must not forget. `fresh` with a floor: it promised or refused something that is dead now."""
+
+    state: Literal["fresh", "promised", "founded"]
+    mesh_id: MeshId
+    voters: tuple[NodeId, ...]
+    proposer: NodeId
+    at_ms: int
+    number: int = 0
+    floor: int = 0
+    is_withdrawn: bool = False
+    is_taken_over: bool = False
+
+
+class Announce(msgspec.Struct, frozen=True, tag="announce"):
+    """Where the sender stands; sent when a link comes up and whenever it changes."""
+
+    tier: str
+    expect: int
+    record: FoundingRecord | None
+
+
+class Propose(msgspec.Struct, frozen=True, tag="propose"):
+    proposal: FoundingRecord
+
+
+class Promise(msgspec.Struct, frozen=True, tag="promise"):
+    mesh_id: MeshId
+
+
+class Never(msgspec.Struct, frozen=True, tag="never"):
+    """The proposal is dead: a voter has not promised it and never will."""
+
+    mesh_id: MeshId
+    floor: int
+
+
+class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
+    """From the proposer: it will not found this, and asks a member to declare it dead."""
+
+    proposal: FoundingRecord
+
+
+Message = Announce | Propose | Promise | Never | Withdraw
+_DECODER = msgspec.msgpack.Decoder(Message)
+
+
+def encode_message(message: Message) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+def decode_message(body: bytes) -> Message | None:
+    """Any bytes; None if they are not a founding message of sane size."""
+    try:
+        message: Message = _DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    match message:
+        case Announce(record=record):
+            pass
+        case Propose(proposal=record) | Withdraw(proposal=record):
+            pass
+        case _:
+            return message
+    if record is None:
+        return message
+    is_sane = len(record.voters) <= _VOTERS_MAX and len(set(record.voters)) == len(record.voters)
+    is_sane = is_sane and 0 <= record.number < 2**32 and 0 <= record.floor < 2**32
+    return message if is_sane and (record.state == "fresh" or record.proposer in record.voters) else None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    peer: NodeId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed. Needed about once a second until founded, and once at the start."""
+
+
+Input = LinkUp | LinkDown | Received | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Make the record durable. Effects after it in the list must wait until it is."""
+
+    record: FoundingRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """To a linked peer; may be lost, never retried by the shell."""
+
+    peer: NodeId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class MeshFounded:
+    """This node belongs to a founded mesh. Given once, after the record is saved."""
+
+    record: FoundingRecord
+
+
+Effect = Save | Send | MeshFounded
+
+
+class Bootstrap:
+    """One node's part. `step` takes one input and returns effects in order; `now` is monotonic seconds."""
+
+    def __init__(self, own: NodeId, tier: str, expect: int, record: FoundingRecord | None, now: float) -> None:
+        self.own = own
+        self._tier = tier
+        self._expect = expect
+        self.record = record
+        self._views: dict[NodeId, Announce] = {}  # linked peers that announced themselves
+        self._linked: set[NodeId] = set()
+        self._down_at: dict[NodeId, float] = {}
+        self._started_at = now
+        self._promises: set[NodeId] = set()  # to this node as collector, in this run
+        self._held_since = now  # when the present promise was made or read
+        self._propose_at = now
+        self._is_told = False
+
+    @property
+    def is_founded(self) -> bool:
+        return self.record is not None and self.record.state == "founded"
+
+    @property
+    def floor(self) -> int:
+        return 0 if self.record is None else self.record.floor
+
+    def step(self, given: Input, now: float, wall_ms: int) -> list[Effect]:
+        """Take one input. `wall_ms` only labels a new founding."""
+        effects: list[Effect] = []
+        match given:
+            case LinkUp(peer):
+                self._linked.add(peer)
+                self._down_at.pop(peer, None)
+                effects.append(Send(peer, self._announce()))
+            case LinkDown(peer):
+                self._linked.discard(peer)
+                self._views.pop(peer, None)
+                self._down_at[peer] = now
+            case Received(peer, message):
+                if peer in self._linked:
+                    self._receive(peer, message, now, effects)
+            case Tick():
+                self._tick(now, effects)
+            case _:
+                assert_never(given)
+        if not self.is_founded and self._tier == "core":
+            self._maybe_propose(now, wall_ms, effects)
+        if self.is_founded and not self._is_told:
+            assert self.record is not None
+            self._is_told = True
+            effects.append(MeshFounded(self.record))
+        return effects
+
+    # --- messages ---
+
+    def _receive(self, peer: NodeId, message: Message, now: float, effects: list[Effect]) -> None:
+        match message:
+            case Announce():
+                self._views[peer] = message
+                self._on_announce(peer, message.record, now, effects)
+            case Propose(proposal):
+                self._on_propose(peer, proposal, now, effects)
+            case Promise(mesh_id):
+                held = self._held(mesh_id)
+                if held is not None and peer in held.voters and self._collects(held):
+                    self._promises.add(peer)
+                    self._maybe_found(held, effects)
+            case Never(mesh_id, floor):
+                held = self._held(mesh_id)
+                if held is not None and peer in held.voters:
+                    self._release(held, floor, now, effects)
+            case Withdraw(proposal):
+                held = self._held(proposal.mesh_id)
+                if self.is_founded:
+                    effects.append(Send(peer, self._announce()))
+                elif held is None:
+                    self._never(peer, proposal, effects)
+                elif peer == held.proposer and not held.is_taken_over:
+                    self._release(held, 0, now, effects)
+            case _:
+                assert_never(message)
+
+    def _on_announce(self, peer: NodeId, theirs: FoundingRecord | None, now: float, effects: list[Effect]) -> None:
+        if theirs is None or theirs.state == "fresh" or self.own not in theirs.voters:
+            return
+        if theirs.state == "founded":
+            record = self.record
+            # A promise for another proposal cannot exist beside a founding that includes us (rule 3), except on a
+            # node whose disk was tampered with: it must not follow, `status` says why.
+            if record is None or record.state == "fresh" or self._held(theirs.mesh_id) is not None:
+                self._found(theirs, effects)
+        elif self.is_founded:
+            if self.record is not None and self.record.mesh_id != theirs.mesh_id:
+                effects.append(Send(peer, Never(theirs.mesh_id, self.floor)))
+        elif self._held(theirs.mesh_id) is None and theirs.number <= self.floor:
+            effects.append(Send(peer, Never(theirs.mesh_id, self.floor)))
+
+    def _on_propose(self, peer: NodeId, proposal: FoundingRecord, now: float, effects: list[Effect]) -> None:
+        if self.is_founded:
+            # A member adopts it; to a stranger this voter says that it is taken.
+            effects.append(Send(peer, self._announce()))
+            assert self.record is not None
+            if self.record.mesh_id != proposal.mesh_id:
+                effects.append(Send(peer, Never(proposal.mesh_id, self.floor)))
+            return
+        is_takeover = peer != proposal.proposer
+        if is_takeover and proposal.proposer in self._linked:
+            return  # the proposer is there and collects itself
+        held = self._held(proposal.mesh_id)
+        if held is not None:
+            if is_takeover and not held.is_taken_over:
+                self._save(msgspec.structs.replace(held, is_taken_over=True), effects)
+            effects.append(Send(peer, Promise(proposal.mesh_id)))
+        elif self._may_promise(peer, proposal):
+            self._held_since = now
+            self._promises = set()
+            promised = msgspec.structs.replace(
+                proposal,
+                state="promised",
+                floor=proposal.number,
+                is_withdrawn=False,
+                is_taken_over=is_takeover,
+            )
+            self._save(promised, effects)
+            effects.append(Send(peer, Promise(proposal.mesh_id)))
+            self._tell_all(effects)
+        else:
+            self._never(peer, proposal, effects)
+
+    def _may_promise(self, peer: NodeId, proposal: FoundingRecord) -> bool:
+        is_free = self.record is None or self.record.state == "fresh"
+        return (
+            is_free
+            and self._tier == "core"
+            and self.own in proposal.voters
+            and peer in proposal.voters
+            and len(proposal.voters) == self._expect
+            and proposal.number > self.floor
+        )
+
+    def _never(self, peer: NodeId, proposal: FoundingRecord, effects: list[Effect]) -> None:
+        """Refuse for ever: the floor is durable before the word is spoken."""
+        if proposal.number > self.floor:
+            record = self.record or FoundingRecord("fresh", MeshId(""), (), self.own, 0)
+            self._save(msgspec.structs.replace(record, floor=proposal.number), effects)
+        effects.append(Send(peer, Never(proposal.mesh_id, self.floor)))
+
+    # --- deciding ---
+
+    def _maybe_propose(self, now: float, wall_ms: int, effects: list[Effect]) -> None:
+        if self.record is not None and self.record.state != "fresh":
+            return
+        if any(view.record is not None and view.record.state == "founded" for view in self._views.values()):
+            return  # there is a mesh; founding a second one beside it would be an accident
+        candidates = sorted([self.own, *self._fresh_peers()])
+        if len(candidates) < self._expect or candidates[0] != self.own or now < self._propose_at:
+            return
+        voters = tuple(candidates[: self._expect])
+        floors = [view.record.floor for view in self._views.values() if view.record is not None]
+        number = max([self.floor, *floors]) + 1
+        mesh_id = _mesh_id(self.own, number, wall_ms, voters)
+        proposal = FoundingRecord("promised", mesh_id, voters, self.own, wall_ms, number=number, floor=number)
+        self._promises = set()
+        self._held_since = now
+        if len(voters) == 1:
+            self._found(proposal, effects)
+            return
+        self._save(proposal, effects)
+        self._collect(proposal, effects)
+        self._tell_all(effects)
+
+    def _tick(self, now: float, effects: list[Effect]) -> None:
+        held = self.record
+        if held is None or held.state != "promised":
+            return
+        if held.proposer == self.own:
+            if held.is_withdrawn or self._should_withdraw(held, now):
+                if not held.is_withdrawn:
+                    held = msgspec.structs.replace(held, is_withdrawn=True)
+                    self._save(held, effects)
+                effects += [Send(voter, Withdraw(held)) for voter in held.voters if voter in self._linked]
+            else:
+                self._collect(held, effects)
+        elif self._gone_s(held.proposer, now) >= PROMISE_UNREACHABLE_S:
+            if not held.is_taken_over:
+                held = msgspec.structs.replace(held, is_taken_over=True)
+                self._save(held, effects)
+            self._collect(held, effects)
+            self._maybe_found(held, effects)
+
+    def _should_withdraw(self, held: FoundingRecord, now: float) -> bool:
+        """A member has been away for long, one that could declare the proposal dead is here, and so is a replacement."""
+        if now - self._held_since < PROMISE_UNREACHABLE_S:
+            return False
+        others = [voter for voter in held.voters if voter != self.own]
+        present = [voter for voter in others if voter in self._linked]
+        is_stuck = any(self._gone_s(voter, now) >= PROMISE_UNREACHABLE_S for voter in others)
+        replacements = [peer for peer in self._fresh_peers() if peer not in held.voters]
+        return is_stuck and bool(present) and 1 + len(present) + len(replacements) >= self._expect
+
+    def _collects(self, held: FoundingRecord) -> bool:
+        return held.is_taken_over if held.proposer != self.own else not held.is_withdrawn
+
+    def _collect(self, held: FoundingRecord, effects: list[Effect]) -> None:
+        missing = (voter for voter in held.voters if voter != self.own and voter not in self._promises)
+        effects += [Send(voter, Propose(held)) for voter in missing if voter in self._linked]
+
+    def _maybe_found(self, held: FoundingRecord, effects: list[Effect]) -> None:
+        if self._collects(held) and self._promises | {self.own, held.proposer} >= set(held.voters):
+            self._found(held, effects)
+
+    def _found(self, proposal: FoundingRecord, effects: list[Effect]) -> None:
+        floor = max(self.floor, proposal.number)
+        self._save(msgspec.structs.replace(proposal, state="founded", floor=floor), effects)
+        self._tell_all(effects)
+
+    def _release(self, held: FoundingRecord, floor: int, now: float, effects: list[Effect]) -> None:
+        """The proposal is dead: be fresh again, and tell its other members."""
+        floor = max(self.floor, held.number, floor)
+        self._save(FoundingRecord("fresh", MeshId(""), (), self.own, 0, floor=floor), effects)
+        self._promises = set()
+        self._propose_at = now + _RETRY_S * (1 + 2 * _jitter(self.own, floor))
+        effects += [
+            Send(voter, Never(held.mesh_id, floor))
+            for voter in held.voters
+            if voter != self.own and voter in self._linked
+        ]
+        self._tell_all(effects)
+
+    # --- small things ---
+
+    def _held(self, mesh_id: MeshId) -> FoundingRecord | None:
+        record = self.record
+        return record if record is not None and record.state == "promised" and record.mesh_id == mesh_id else None
+
+    def _save(self, record: FoundingRecord, effects: list[Effect]) -> None:
+        self.record = record
+        effects.append(Save(record))
+
+    def _announce(self) -> Announce:
+        return Announce(self._tier, self._expect, self.record)
+
+    def _tell_all(self, effects: list[Effect]) -> None:
+        effects += [Send(peer, self._announce()) for peer in sorted(self._linked)]
+
+    def _gone_s(self, peer: NodeId, now: float) -> float:
+        return 0.0 if peer in self._linked else now - self._down_at.get(peer, self._started_at)
+
+    def _fresh_peers(self) -> list[NodeId]:
+        return [
+            peer
+            for peer, view in self._views.items()
+            if view.tier == "core"
+            and view.expect == self._expect
+            and (view.record is None or view.record.state == "fresh")
+        ]
+
+    # --- words ---
+
+    def status(self) -> str:
+        """One sentence for the log and the status page."""
+        record = self.record
+        if record is not None and record.state == "founded":
+            return f"mesh {record.mesh_id} of {len(record.voters)} voters"
+        founded = [view.record for view in self._views.values() if view.record and view.record.state == "founded"]
+        if self._tier != "core":
+            return "waiting for a founded mesh" if not founded else f"linked to mesh {founded[0].mesh_id}"
+        if record is not None and record.state == "promised":
+            return self._status_promised(record, founded)
+        if founded:
+            return (
+                f"mesh {founded[0].mesh_id} is founded by {', '.join(founded[0].voters)}; joining an existing mesh as a new "
+                "voter comes with membership changes in a later version"
+            )
+        odd = {view.expect for view in self._views.values() if view.tier == "core"} - {self._expect}
+        if odd:
+            return (
+                f"waiting: this node has bootstrap_expect = {self._expect}, others have "
+                f"{', '.join(map(str, sorted(odd)))}; set the same number on every Core node"
+            )
+        here = 1 + len(self._fresh_peers())
+        missing = self._expect - here
+        if missing <= 0:
+            return f"agreeing with {here - 1} others on founding the mesh"
+        return f"{'alone' if here == 1 else f'{here} Core nodes here'}, waiting for {missing} more"
+
+    def _status_promised(self, record: FoundingRecord, founded: list[FoundingRecord]) -> str:
+        if any(self.own in other.voters and other.mesh_id != record.mesh_id for other in founded):
+            return (
+                f"this node promised to found {record.mesh_id} but is a voter of another founded mesh: its data directory "
+                "was changed or restored; remove it to start as a new node"
+            )
+        away = [voter for voter in record.voters if voter != self.own and voter not in self._linked]
+        if not away:
+            return "agreeing on founding the mesh"
+        return (
+            f"founding the mesh with {', '.join(v for v in record.voters if v != self.own)}; waiting for {', '.join(away)} "
+            "to come back (if gone for good, remove the data directories of the others and start again: nothing is lost, "
+            "as no mesh was founded yet)"
+        )
+
+
+def _mesh_id(own: NodeId, number: int, wall_ms: int, voters: tuple[NodeId, ...]) -> MeshId:
+    """Unique without dice: `own` never uses a number twice, and the time covers a data directory that was removed."""
+    text = f"{own}|{number}|{wall_ms}|{','.join(voters)}"
+    return MeshId(hashlib.blake2b(text.encode(), digest_size=16, person=b"meshnode-founded").hexdigest())
+
+
+def _jitter(own: NodeId, number: int) -> float:
+    return int.from_bytes(hashlib.blake2b(f"{own}|{number}".encode(), digest_size=4).digest(), "big") / 2**32

@@ -1,0 +1,99 @@
+"""Every cap of the mesh package in one place: value, unit and reason.
+
+Full means refuse, shed or close, always counted (`Mesh.counters()`); nothing here ever grows without bound.
+"""
+
+FRAME_BYTES_MAX = 4 * 1024 * 1024
+"""Bytes of one frame after its length. Commands are capped at 1 MiB; a batch of results must fit with room to spare."""
+
+HANDSHAKE_FRAME_BYTES_MAX = 16 * 1024
+"""Bytes of a frame before the peer is welcome. A Hello is under 1 KiB; seven voters and eight addresses fit easily."""
+
+NOTICE_BYTES_MAX = 1024 * 1024
+"""Bytes of one notice. Frames are not split, so this bounds how long a bulk frame can hold up a heartbeat (8 ms at 1 Gb/s)."""
+
+NAME_BYTES_MAX = 255
+"""Bytes of a method or topic name: its length is one byte on the wire."""
+
+CONTROL_FRAMES_MAX = 1024
+"""Control frames waiting on one link. They are tiny and rare: more means the peer has stopped reading; the link is closed."""
+
+RAFT_FRAMES_MAX = 1024
+RAFT_BYTES_MAX = 16 * 1024 * 1024
+"""Raft frames waiting on one link. Raft repeats what is lost, so overflow drops the new frame and counts it."""
+
+REQUEST_FRAMES_MAX = 4096
+REQUEST_BYTES_MAX = 32 * 1024 * 1024
+"""Requests and responses waiting on one link. Overflow fails the request at once: the caller must slow down."""
+
+NOTICE_FRAMES_MAX = 4096
+NOTICE_BYTES_QUEUED_MAX = 8 * 1024 * 1024
+"""Notices waiting on one link (progress, log lines). Overflow sheds the new one: the newest state follows anyway."""
+
+REQUESTS_SERVED_MAX = 4096
+"""Requests of one peer being served at once; more are answered `busy`. Bounds what one peer can make us hold."""
+
+REQUESTS_PENDING_MAX = 8192
+"""Our own requests waiting for an answer on one link."""
+
+WRITE_BUFFER_HIGH_BYTES = 64 * 1024
+WRITE_BUFFER_LOW_BYTES = 16 * 1024
+"""Above high water frames wait in the priority queues, where a heartbeat can still overtake a bulk frame."""
+
+UNSENT_LOW_WATER_BYTES = 128 * 1024
+"""TCP_NOTSENT_LOWAT: what the kernel may hold unsent. Without it megabytes of bulk queue below our priorities."""
+
+HANDSHAKES_PENDING_MAX = 64
+HANDSHAKES_PENDING_PER_ADDRESS_MAX = 16
+"""Inbound connections not yet welcome, in all and from one address: strangers may cost us this many sockets, no more."""
+
+HANDSHAKE_TIMEOUT_S = 5.0
+"""TLS and Hello together. A Raspberry Pi needs 50 ms; a slow loris gets no longer than this."""
+
+DIAL_TIMEOUT_S = 5.0
+"""TCP connect: one lost SYN (1 s) and its retry (3 s) on a bad Wi-Fi."""
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+BACKOFF_REFUSED_S = 60.0
+"""Waits between dials, each jittered down to half. A refusal does not change by itself: once a minute is enough."""
+
+DIAL_DEFERENCE_S = 0.1
+"""The node with the higher id lets the other dial first, so that crossing dials, though harmless, are rare."""
+
+HEARTBEAT_S = 1.0
+SILENCE_S = 5.0
+"""A link on which nothing was heard for SILENCE_S is half-open and closed; EOF and reset are noticed at once."""
+
+SUSPECT_S = 2.5
+"""Two heartbeats and a half: the peer is `suspect`."""
+
+LAG_S = 0.5
+"""An own event loop later than this doubts itself: nobody is accused until they had a new chance to be heard."""
+
+CONFLICT_PING_S = 1.0
+"""How long an existing link may take to prove that it is alive when a second one claims its place."""
+
+RETIRE_S = 1.0
+"""How long a duplicate link stays open so that answers under way on it still arrive."""
+
+PEERS_KNOWN_MAX = 256
+"""Peers in the address book, in gossip and in the remembered file. A mesh of Core and Edge nodes is far smaller."""
+
+ADDRESSES_PER_PEER_MAX = 8
+"""Addresses kept for one peer, newest first."""
+
+ADDRESS_BYTES_MAX = 262
+"""A host name of 255 bytes, a colon, and a port."""
+
+REFUSALS_REMEMBERED_MAX = 1024
+"""(reason, address) pairs that were already logged; the oldest is forgotten first."""
+
+DIARY_ENTRIES_MAX = 200
+"""Entries of the discovery diary shown in `/status`."""
+
+PROMISE_UNREACHABLE_S = 10.0
+"""How long a proposer must be out of reach before the other members of its proposal complete it without it."""
+
+FOUNDING_TICK_S = 1.0
+"""Founding messages are repeated at this pace until answered."""

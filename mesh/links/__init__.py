@@ -1,0 +1,1 @@
+"""Framed, multiplexed connections with priorities, and who is connected to whom."""

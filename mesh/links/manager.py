@@ -1,0 +1,418 @@
+"""Who is linked: greets those who call, dials those who are known, keeps one link a pair, and notices silence.
+
+One link a pair. Crossing dials give two; both ends keep the one dialled by the lower node id and retire the other
+without anybody noticing. A second link that is not such a crossing means that one side lost the first, or that an
+identity was cloned: the old link is pinged, and whoever answers stays.
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+from mesh.errors import FrameError, HandshakeRefused, MeshError
+from mesh.handshake import Hello, Refuse, cloned_instance, judge, read_hello, read_refuse
+from mesh.limits import (
+    CONFLICT_PING_S,
+    DIAL_TIMEOUT_S,
+    HANDSHAKE_TIMEOUT_S,
+    HEARTBEAT_S,
+    UNSENT_LOW_WATER_BYTES,
+)
+from mesh.links.book import AddressBook, KnownPeer, decode_peers, encode_peers, join_address, split_address
+from mesh.links.dialler import Dialled, Dialler
+from mesh.links.frames import Kind
+from mesh.links.link import Link, Server, cause_of
+from mesh.links.listener import Doorstep
+from mesh.liveness import Liveness
+from mesh.refusals import Refusals
+from mesh.supervise import Logger, Supervisor
+from mesh.trust import Trust, peer_node_id
+from storage.ids import NodeId
+
+_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named in Python 3.12; 25 is Linux's number
+_SHUTDOWN_S = 1.0
+_WRONG_SECRET = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "TLSV1_ALERT_UNKNOWN_CA",
+    "TLSV1_ALERT_DECRYPT_ERROR",
+    "SSLV3_ALERT_BAD_CERTIFICATE",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+)
+
+
+class LinkUser(Protocol):
+    """Whom the manager works for (`Mesh`)."""
+
+    def on_raft(self, peer: NodeId, payload: bytes) -> None: ...
+    def on_notice(self, peer: NodeId, topic: str, payload: bytes) -> None: ...
+    def on_founding_frame(self, peer: NodeId, body: bytes) -> None: ...
+    def server(self, method: str) -> Server | None: ...
+    def link_up(self, hello: Hello) -> None: ...
+    def link_down(self, peer: NodeId, reason: str, *, closed_by_peer: bool) -> None: ...
+
+
+class LinkManager:
+    """See the module. `hello(local_host)` makes this node's Hello for a connection seen from `local_host`."""
+
+    def __init__(
+        self,
+        own: NodeId,
+        hello: Callable[[str], Hello],
+        trust: Trust,
+        user: LinkUser,
+        refusals: Refusals,
+        tasks: Supervisor,
+        log: Logger,
+        rng: random.Random,
+    ) -> None:
+        self.own = own
+        self.links: dict[NodeId, Link] = {}
+        self.book = AddressBook(own)
+        self.liveness = Liveness()
+        self.dialler = Dialler(own, self.book, self.dial, self.links.__contains__, rng, tasks)
+        self._hello = hello
+        self._trust = trust
+        self._user = user
+        self._refusals = refusals
+        self._tasks = tasks
+        self._log = log
+        self._open: set[Link] = set()  # every link with a transport, also retired and closing ones
+        self._greeting: set[NodeId] = set()  # peers to whom an own dial has got as far as TLS
+
+    def start(self) -> None:
+        self._tasks.spawn(self._heartbeat(), "mesh heartbeat")
+
+    async def stop(self) -> None:
+        """Say goodbye on every link and wait until all transports are gone (a second at most)."""
+        for link in tuple(self._open):
+            link.close("stopping", Refuse("stopping", "the node is stopping"))
+        if closing := [link.closed for link in self._open]:
+            await asyncio.wait(closing, timeout=2 * _SHUTDOWN_S)
+
+    def learn(self, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool:
+        """A hint from discovery, gossip or memory. True if it was new."""
+        is_new = self.book.note(node_id, addresses, name)
+        if self.book.addresses(node_id):
+            self.dialler.hint(node_id, is_new=is_new)
+        return is_new
+
+    def refuse_link(self, peer: NodeId, refuse: Refuse) -> None:
+        """Close an established link for a reason found later (two founded meshes)."""
+        if (link := self.links.get(peer)) is not None:
+            self._refusals.note(refuse.code, link.remote, refuse.message, outbound=link.is_dialled)
+            link.close(refuse.code, refuse)
+
+    # --- those who call ---
+
+    async def greet(self, transport: asyncio.Transport, remote: str) -> None:
+        """Take an accepted TCP connection through TLS and Hello, or refuse it, within HANDSHAKE_TIMEOUT_S."""
+        link = Link(self, self._tasks, remote, is_dialled=False)
+        stage = "TLS"
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                tls = await self._start_tls(transport, link, is_server=True)
+                stage = "the hello"
+                presented = peer_node_id(tls)
+                kind, body = await link.first_frame
+                theirs = self._read(kind, body, Kind.HELLO)
+                ours = self._hello(link.local_host)
+                refuse = judge(ours, theirs, presented) or await self._conflict(theirs)
+                if refuse is not None:
+                    raise HandshakeRefused(refuse.code, refuse.message)
+                link.hello_out(Kind.WELCOME, ours)
+                self._establish(link, theirs)
+        except HandshakeRefused as refusal:
+            if not refusal.by_peer:
+                link.close(refusal.code, Refuse(refusal.code, str(refusal)))
+            self._refusals.note(refusal.code, remote, str(refusal), by_peer=refusal.by_peer)
+        except TimeoutError:
+            self._refusals.note("slow_loris", remote, f"no end of {stage} within {HANDSHAKE_TIMEOUT_S:g} s")
+            link.abort("slow_loris")
+            transport.abort()
+        except (OSError, MeshError) as error:
+            # ssl.SSLError is an OSError: both stages end here when the stranger is not one of ours or hangs up.
+            code, message = explain(error, is_server=True)
+            self._refusals.note(code, remote, message)
+            link.abort(code)
+            transport.abort()
+        except asyncio.CancelledError:
+            link.abort("stopping")
+            transport.abort()
+            raise
+
+    async def _conflict(self, theirs: Hello) -> Refuse | None:
+        """Whether an existing link forbids a new one from its peer. May take CONFLICT_PING_S."""
+        old = self.links.get(theirs.node_id)
+        if old is None or old.hello is None:
+            return None
+        if old.hello.instance_id != theirs.instance_id:
+            if await old.prove_alive(CONFLICT_PING_S):
+                return cloned_instance(theirs, old.hello)
+        elif not (old.is_dialled and self.own < theirs.node_id):
+            return None  # the peer dialled again, so it lost the old link; or the new one wins the crossing
+        elif await old.prove_alive(CONFLICT_PING_S):
+            return Refuse("duplicate", "one link a pair: the other one is alive")
+        old.close("replaced")
+        return None
+
+    # --- those whom we call ---
+
+    async def dial(self, address: str) -> Dialled:
+        """One attempt at one address. Never raises, except for cancellation."""
+        try:
+            host, port = split_address(address)
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                loop = asyncio.get_running_loop()
+                transport, _ = await loop.create_connection(Doorstep, host, port)
+        except TimeoutError:
+            return Dialled(None, False, None, f"{address}: no answer within {DIAL_TIMEOUT_S:g} s")
+        except (OSError, ValueError) as error:
+            return Dialled(None, False, None, f"{address}: {getattr(error, 'strerror', None) or error}")
+        link = Link(self, self._tasks, address, is_dialled=True)
+        presented: NodeId | None = None
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                presented = peer_node_id(await self._start_tls(transport, link, is_server=False))
+                if presented in self.links or presented in self._greeting:
+                    link.close("duplicate", Refuse("duplicate", "one link a pair"))
+                    return Dialled(presented, presented in self.links, None)
+                self._greeting.add(presented)
+                try:
+                    await self._ask(link, presented)
+                finally:
+                    self._greeting.discard(presented)
+                return Dialled(presented, presented in self.links, None)
+        except HandshakeRefused as refusal:
+            if not refusal.by_peer:
+                link.close(refusal.code, Refuse(refusal.code, str(refusal)))
+            self._refusals.note(refusal.code, address, str(refusal), by_peer=refusal.by_peer, outbound=True)
+            is_normal = refusal.code in ("duplicate", "stopping")
+            return Dialled(presented, False, None if is_normal else refusal.code, f"{address}: {refusal}")
+        except TimeoutError:
+            link.abort("timed_out")
+            transport.abort()
+            return Dialled(presented, False, None, f"{address}: the handshake took over {HANDSHAKE_TIMEOUT_S:g} s")
+        except (OSError, MeshError) as error:
+            link.abort("handshake_failed")
+            transport.abort()
+            code, message = explain(error, is_server=False)
+            if code == "hung_up":
+                return Dialled(presented, False, None, f"{address}: {message}")
+            self._refusals.note(code, address, message, outbound=True)
+            return Dialled(presented, False, code, f"{address}: {message}")
+        except asyncio.CancelledError:
+            link.abort("stopping")
+            transport.abort()
+            raise
+
+    async def _ask(self, link: Link, presented: NodeId) -> None:
+        """Say Hello and wait for the Welcome. It is judged inside `data_received`: frames may follow in the same piece."""
+        ours = self._hello(link.local_host)
+        outcome: asyncio.Future[Refuse | None] = asyncio.get_running_loop().create_future()
+
+        def answered(kind: Kind, body: bytes) -> None:
+            if outcome.done():
+                return
+            try:
+                theirs = self._read(kind, body, Kind.WELCOME)
+                if (refuse := judge(ours, theirs, presented)) is not None:
+                    raise HandshakeRefused(refuse.code, refuse.message)
+                old = self.links.get(theirs.node_id)
+                if old is not None and old.hello is not None and old.hello.instance_id != theirs.instance_id:
+                    outcome.set_result(cloned_instance(theirs, old.hello))
+                    return
+                self._establish(link, theirs)
+                outcome.set_result(None)
+            except MeshError as error:
+                outcome.set_exception(error)
+
+        link.on_first_frame = answered
+        link.hello_out(Kind.HELLO, ours)
+        try:
+            await asyncio.wait([outcome, link.first_frame], return_when=asyncio.FIRST_COMPLETED)
+            if not outcome.done():
+                await link.first_frame  # raises what ended the connection
+            elif (suspicion := await outcome) is not None:
+                # A link to another instance of this id came up while we dialled: is it the clone, or a corpse?
+                old = self.links.get(presented)
+                if old is not None and await old.prove_alive(CONFLICT_PING_S):
+                    raise HandshakeRefused(suspicion.code, suspicion.message)
+                if old is not None:
+                    old.close("replaced")
+                link.close("replaced", Refuse("duplicate", "dial again: an old link was in the way"))
+        finally:
+            if outcome.done() and not outcome.cancelled():
+                outcome.exception()
+            outcome.cancel()
+
+    # --- both ---
+
+    async def _start_tls(self, transport: asyncio.Transport, link: Link, *, is_server: bool) -> ssl.SSLObject:
+        raw = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):  # not on every system; only bulk latency suffers
+            raw.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_LOW_WATER_BYTES)
+        tls = await asyncio.get_running_loop().start_tls(
+            transport,
+            link,
+            self._trust.server if is_server else self._trust.client,
+            server_side=is_server,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+            ssl_shutdown_timeout=_SHUTDOWN_S,
+        )
+        if tls is None or link.closed.done():
+            raise ConnectionResetError("the peer closed the connection")
+        self._open.add(link)
+        link.closed.add_done_callback(lambda _: self._open.discard(link))
+        link.attach(tls)
+        ssl_object: ssl.SSLObject = tls.get_extra_info("ssl_object")
+        return ssl_object
+
+    def _read(self, kind: Kind, body: bytes, wanted: Kind) -> Hello:
+        if kind in (Kind.REFUSE, Kind.BYE):
+            said = read_refuse(body)
+            raise HandshakeRefused(said.code, said.message, by_peer=True)
+        if kind is not wanted:
+            raise HandshakeRefused("garbage", f"expected {wanted.name}, got {kind.name}")
+        read = read_hello(body)
+        if isinstance(read, Refuse):
+            raise HandshakeRefused(read.code, read.message)
+        return read
+
+    def _establish(self, link: Link, theirs: Hello) -> None:
+        """Both sides agreed: the link is up, and the only one to its peer."""
+        link.open(theirs)
+        peer = theirs.node_id
+        old = self.links.get(peer)
+        is_crossing = old is not None and old.is_dialled != link.is_dialled and old.peer_instance == link.peer_instance
+        if old is not None and is_crossing:
+            keeps_new = link.is_dialled == (self.own < peer)
+            if not keeps_new:
+                link.retire()
+                return
+            self.links[peer] = link
+            old.retire()
+        else:
+            if old is not None:
+                old.close("replaced")
+            self.links[peer] = link
+        now = asyncio.get_running_loop().time()
+        self.liveness.heard(peer, now)
+        self._refusals.forgive(link.remote)
+        self.book.note(peer, self._proven_addresses(link, theirs), theirs.node_name, is_proven=True)
+        self.dialler.hint(peer, is_new=False)
+        if is_crossing:
+            return
+        self._log.info(
+            "link_up",
+            peer=peer,
+            name=theirs.node_name,
+            address=link.remote,
+            direction=_direction(link),
+            tier=theirs.tier,
+        )
+        link.ping()
+        self._gossip(link)
+        self._user.link_up(theirs)
+
+    def _proven_addresses(self, link: Link, theirs: Hello) -> tuple[str, ...]:
+        """Where the peer can be reached, likeliest first: the address that worked, or the one it is seen from."""
+        seen = link.remote
+        if not link.is_dialled:
+            host, _ = split_address(link.remote)
+            seen = join_address(host, theirs.port)
+        return (seen, *theirs.addresses)
+
+    def _gossip(self, link: Link) -> None:
+        """Tell the newcomer whom we are linked to, and them of the newcomer: seeds-only meshes become full."""
+        linked = [
+            KnownPeer(peer, self.book.addresses(peer), self.book.names.get(peer, ""))
+            for peer in self.links
+            if peer != link.peer
+        ]
+        if linked:
+            link.send_control(Kind.PEERS, encode_peers(linked))
+        newcomer = encode_peers(
+            [KnownPeer(link.peer, self.book.addresses(link.peer), self.book.names.get(link.peer, ""))]
+        )
+        for other in tuple(self.links.values()):
+            if other is not link:
+                other.send_control(Kind.PEERS, newcomer)
+
+    async def _heartbeat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_at = loop.time() + HEARTBEAT_S
+            await asyncio.sleep(HEARTBEAT_S)
+            now = loop.time()
+            self.liveness.loop_was_late(now - due_at, now)
+            for peer, link in tuple(self.links.items()):
+                self.liveness.heard(peer, link.last_heard_at)
+                if self.liveness.verdict(peer, now) == "silent":
+                    link.close("silent")
+                else:
+                    link.ping()
+
+    # --- LinkEvents ---
+
+    def on_raft(self, peer: NodeId, payload: bytes) -> None:
+        self._user.on_raft(peer, payload)
+
+    def on_notice(self, peer: NodeId, topic: str, payload: bytes) -> None:
+        self._user.on_notice(peer, topic, payload)
+
+    def on_peers(self, link: Link, body: bytes) -> None:
+        for peer in decode_peers(body):
+            self.learn(peer.node_id, peer.addresses, peer.name)
+
+    def on_founding(self, link: Link, body: bytes) -> None:
+        self._user.on_founding_frame(link.peer, body)
+
+    def server(self, method: str) -> Server | None:
+        return self._user.server(method)
+
+    def link_closed(self, link: Link, reason: str, *, closed_by_peer: bool) -> None:
+        peer = link.peer
+        if self.links.get(peer) is not link:
+            return  # retired or replaced: the pair has a better one
+        del self.links[peer]
+        self.liveness.forget(peer)
+        self.dialler.unlinked(peer)
+        level = self._log.info if reason in ("stopping", "replaced") else self._log.warning
+        level("link_down", peer=peer, name=self.book.names.get(peer, ""), reason=reason, closed_by_peer=closed_by_peer)
+        self._user.link_down(peer, reason, closed_by_peer=closed_by_peer)
+
+    def link_misbehaved(self, link: Link, error: FrameError) -> None:
+        self._refusals.note(error.code, link.remote, str(error), outbound=link.is_dialled)
+
+    def handler_failed(self, what: str, error: Exception) -> None:
+        self._log.error("mesh_handler_failed", handler=what, exc_info=error)
+
+
+def explain(error: Exception, *, is_server: bool) -> tuple[str, str]:
+    """Code and words for a connection that failed before both sides were welcome."""
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or ""
+        if any(word in reason for word in _WRONG_SECRET):
+            who = (
+                "the peer refused our certificate"
+                if "ALERT" in reason
+                else "the peer's certificate is not of this mesh"
+            )
+            return "wrong_secret", (
+                f"{who}: the two nodes have different mesh secrets, or one has none; "
+                "copy the secret file of one node to the other ([mesh] secret_file), or give the meshes different names"
+            )
+        return "garbage", f"not a meshnode, or a proxy in between (TLS: {reason or error})"
+    if isinstance(error, FrameError):
+        return error.code, str(error)
+    if isinstance(error, OSError):
+        return "hung_up", f"the {'caller' if is_server else 'peer'} hung up during the handshake"
+    return "garbage", cause_of(error)
+
+
+def _direction(link: Link) -> str:
+    return "dialled" if link.is_dialled else "accepted"

@@ -1,0 +1,364 @@
+"""The mesh as the node uses it: start, who is there, frames to and from them, and the founding of the mesh.
+
+Handlers (`on_raft`, `on_notice`, `on_link_up`, `on_link_down`, `serve`) are set before `start()` and called on the loop;
+they must not block. Order: frames of one class from one peer arrive in order while one link lives. Delivery: nothing
+is guaranteed but `request`, whose errors say whether the peer may have acted.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mesh.bootstrap import Announce, Bootstrap, FoundingRecord, Message, encode_message
+from mesh.discovery.diary import Diary, DiaryEntry
+from mesh.discovery.remembered import load_peers, save_peers
+from mesh.errors import MeshError, PeerUnavailable
+from mesh.founder import Founder, Founding, FoundingStore
+from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, Hello, judge_mesh
+from mesh.identity import Identity
+from mesh.limits import PEERS_KNOWN_MAX
+from mesh.links.book import join_address, split_address
+from mesh.links.frames import Kind
+from mesh.links.link import Link, Server
+from mesh.links.listener import Listener
+from mesh.links.manager import LinkManager
+from mesh.refusals import Refusals
+from mesh.settings import MeshSettings, PeerStatus
+from mesh.supervise import Logger, Supervisor
+from mesh.trust import MeshSecret, make_trust
+from storage.ids import InstanceId, NodeId
+
+if TYPE_CHECKING:
+    from mesh.discovery.lan import LanDiscovery
+
+PeerHello = Hello
+
+_PEERS_SAVED_EVERY_S = 5.0
+
+
+class Mesh:
+    """See the module. Made inside a running loop, started once, stopped once."""
+
+    def __init__(
+        self,
+        settings: MeshSettings,
+        identity: Identity,
+        instance_id: InstanceId,
+        secret: MeshSecret | None,
+        founding: FoundingStore,
+        log: Logger,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.settings = settings
+        self.node_id: NodeId = identity.node_id
+        self.instance_id = instance_id
+        self.on_raft: Callable[[NodeId, bytes], None] = lambda peer, payload: None
+        self.on_notice: Callable[[NodeId, str, bytes], None] = lambda peer, topic, payload: None
+        self.on_link_up: Callable[[PeerHello], None] = lambda hello: None
+        self.on_link_down: Callable[[NodeId, str, bool], None] = lambda peer, reason, closed_by_peer: None
+        self._secret = secret
+        self._store = founding
+        self._log = log
+        self._tasks = Supervisor(log)
+        self._refusals = Refusals(log)
+        self._diary = Diary()
+        self._servers: dict[str, Server] = {}
+        self._record: FoundingRecord | None = None
+        self._manager = LinkManager(
+            identity.node_id,
+            self._hello,
+            make_trust(identity, secret, settings.mesh_name),
+            _User(self),
+            self._refusals,
+            self._tasks,
+            log,
+            rng or random.Random(),  # noqa: S311 - jitter only
+        )
+        self._listener = Listener(self._manager.greet, self._refusals.note, self._tasks)
+        self._founder: Founder | None = None
+        self._lan: LanDiscovery | None = None
+        self._book_saved = 0
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Listen, dial, announce. Errors: BindError. On an error nothing is left running."""
+        settings = self.settings
+        record = await asyncio.to_thread(self._store.load)
+        self._record = record if record is not None and record.state == "founded" else None
+        await self._listener.start(settings.bind_host, settings.port, has_secret=self._secret is not None)
+        loop = asyncio.get_running_loop()
+        machine = Bootstrap(self.node_id, settings.tier, settings.bootstrap_expect, record, loop.time())
+        self._founder = Founder(machine, self._store, self._send_founding, self._on_founded, self._log)
+        self._tasks.spawn(self._founder.run(), "mesh founder")
+        self._manager.start()
+        self._log.info("mesh_listening", node=self.node_id, host=settings.bind_host, port=self.port)
+        for peer in await asyncio.to_thread(load_peers, settings.data_dir):
+            if self._manager.learn(peer.node_id, peer.addresses, peer.name):
+                self.note_diary("remembered", "known", f"{peer.name or peer.node_id} at {', '.join(peer.addresses)}")
+        self._book_saved = self._manager.book.version
+        for seed in settings.seeds:
+            self.add_seed(seed)
+        self._tasks.spawn(self._remember(), "mesh remember peers")
+        if settings.zeroconf:
+            self._tasks.spawn(self._discover(), "mesh discovery")
+
+    async def stop(self) -> None:
+        """Say goodbye and leave nothing behind. May be called after a failed start, and twice."""
+        if self._lan is not None:
+            lan, self._lan = self._lan, None
+            await lan.stop()
+        await self._listener.stop()
+        await self._manager.stop()
+        await self._tasks.close()
+        await self._manager.stop()  # links whose handshake ended meanwhile
+        with contextlib.suppress(OSError):  # only hints; the data directory may be gone
+            await self._save_peers()
+
+    # --- who is there ---
+
+    @property
+    def port(self) -> int:
+        """The port listened on."""
+        return self._listener.port
+
+    def peers(self) -> list[PeerStatus]:
+        """Every known peer, linked ones first, then by id."""
+        manager = self._manager
+        known = dict.fromkeys([*manager.links, *(peer.node_id for peer in manager.book.peers())])
+        return sorted((self._status(peer) for peer in known), key=lambda status: (status.state != "up", status.node_id))
+
+    def is_up(self, peer: NodeId) -> bool:
+        """Whether there is a link now."""
+        return peer in self._manager.links
+
+    def hello_of(self, peer: NodeId) -> PeerHello | None:
+        """What a linked peer said of itself."""
+        link = self._manager.links.get(peer)
+        return None if link is None else link.hello
+
+    def is_silent(self, peer: NodeId, now: float) -> bool:
+        """Whether nothing was heard of `peer` for five seconds that this node was listening (`now`: loop time)."""
+        return self._manager.liveness.verdict(peer, now) == "silent"
+
+    def loop_lag(self) -> tuple[int, float]:
+        """How often this node's own loop was late by more than half a second, and the longest such lag."""
+        return self._manager.liveness.lags, self._manager.liveness.lag_s_max
+
+    def diary(self) -> list[DiaryEntry]:
+        """What discovery did, oldest first."""
+        return self._diary.entries()
+
+    def counters(self) -> dict[str, int]:
+        """Refusals by reason."""
+        return dict(self._refusals.counters)
+
+    def seed_errors(self) -> dict[str, str]:
+        """Seeds that do not answer, with the reason."""
+        return self._manager.dialler.seed_errors()
+
+    def add_seed(self, address: str) -> None:
+        """Dial `host:port` until linked, for as long as the mesh runs."""
+        try:
+            split_address(address)
+        except ValueError as error:
+            self.note_diary("seeds", "ignored", f"{error}: write seeds as host:port")
+            self._log.warning("seed_ignored", seed=address, detail=str(error))
+            return
+        self.note_diary("seeds", "dialling", address)
+        self._manager.dialler.add_seed(address)
+
+    def add_hint(self, source: str, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool:
+        """Somebody may be at these addresses. True if that was news."""
+        return self._manager.learn(node_id, addresses, name)
+
+    def note_diary(self, source: str, event: str, detail: str, interface: str = "") -> None:
+        self._diary.note(time.time_ns() // 1_000_000, source, event, detail, interface)
+
+    # --- frames ---
+
+    def send(self, peer: NodeId, payload: bytes) -> bool:
+        """A Raft frame, above everything but heartbeats. False: not linked, or too much is waiting."""
+        link = self._manager.links.get(peer)
+        return link is not None and link.send_raft(payload)
+
+    def notify(self, peer: NodeId, topic: str, payload: bytes) -> bool:
+        """A notice, below everything else. False: not linked, or shed."""
+        link = self._manager.links.get(peer)
+        return link is not None and link.notify(topic, payload)
+
+    async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
+        """Ask a peer. Errors: PeerUnavailable, RequestTimedOut, RemoteFailed; see each for whether it may have acted."""
+        link = self._manager.links.get(peer)
+        if link is None:
+            raise PeerUnavailable("no_link", f"no link to {peer}")
+        return await link.request(method, payload, timeout_s)
+
+    def serve(self, method: str, server: Server) -> None:
+        """Answer requests for `method`. An exception with a `code` reaches the caller as RemoteFailed(code)."""
+        self._servers[method] = server
+
+    # --- founding ---
+
+    async def founded(self) -> Founding:
+        """The mesh this node belongs to, once it does. Waits as long as it takes."""
+        if self._founder is None:
+            raise MeshError("not_started", "start the mesh first")
+        return await asyncio.shield(self._founder.result)
+
+    @property
+    def founding_status(self) -> str:
+        """One sentence, such as `alone, waiting for 2 more`."""
+        return "not started" if self._founder is None else self._founder.status
+
+    # --- within ---
+
+    def _hello(self, local_host: str) -> Hello:
+        record = self._record
+        advertise = self.settings.advertise
+        addresses = [join_address(local_host, self.port)] if local_host else []
+        if advertise:
+            addresses.insert(0, advertise if _has_port(advertise) else join_address(advertise, self.port))
+        return Hello(
+            protocol_min=PROTOCOL_MIN,
+            protocol_max=PROTOCOL_MAX,
+            mesh_name=self.settings.mesh_name,
+            node_id=self.node_id,
+            instance_id=self.instance_id,
+            node_name=self.settings.node_name,
+            tier=self.settings.tier,
+            addresses=tuple(dict.fromkeys(addresses)),
+            port=self.port,
+            http_address=self.settings.http_address,
+            software=self.settings.software,
+            bootstrap_expect=self.settings.bootstrap_expect,
+            mesh_id=None if record is None else record.mesh_id,
+            voters=None if record is None else record.voters,
+        )
+
+    def _status(self, peer: NodeId) -> PeerStatus:
+        manager = self._manager
+        link: Link | None = manager.links.get(peer)
+        now = asyncio.get_running_loop().time()
+        hello = None if link is None else link.hello
+        addresses = manager.book.addresses(peer)
+        error = manager.dialler.last_error(peer)
+        return PeerStatus(
+            node_id=peer,
+            name=manager.book.names.get(peer, "") if hello is None else hello.node_name,
+            tier="" if hello is None else hello.tier,
+            address=link.remote if link is not None else (addresses[0] if addresses else ""),
+            instance_id=None if hello is None else hello.instance_id,
+            state="up" if link is not None else "connecting" if addresses and not error else "down",
+            verdict=manager.liveness.verdict(peer, now),
+            rtt_ms=None if link is None or link.rtt_s is None else round(link.rtt_s * 1000, 3),
+            since_s=None if link is None else now - link.opened_at,
+            last_heard_age_s=None if link is None else now - link.last_heard_at,
+            http_address="" if hello is None else hello.http_address,
+            software="" if hello is None else hello.software,
+            is_dialled=None if link is None else link.is_dialled,
+            last_error="" if link is not None else error,
+            counters={} if link is None else link.counters(),
+        )
+
+    def _send_founding(self, peer: NodeId, message: Message) -> None:
+        if (link := self._manager.links.get(peer)) is not None:
+            link.send_control(Kind.FOUNDING, encode_message(message))
+
+    def _on_founded(self, record: FoundingRecord) -> None:
+        self._record = record
+        self._log.info("mesh_founded", mesh=record.mesh_id, voters=list(record.voters), proposer=record.proposer)
+
+    def _on_founding_frame(self, peer: NodeId, body: bytes) -> None:
+        if self._founder is None:
+            return
+        message = self._founder.received(peer, body)
+        if isinstance(message, Announce) and message.record is not None and message.record.state == "founded":
+            hello = self.hello_of(peer)
+            refuse = judge_mesh(self._hello(""), message.record.mesh_id, "" if hello is None else hello.node_name)
+            if refuse is not None:
+                self._manager.refuse_link(peer, refuse)
+
+    def _link_up(self, hello: Hello) -> None:
+        if self._founder is not None:
+            self._founder.link_up(hello.node_id)
+        self._guarded("on_link_up", lambda: self.on_link_up(hello))
+
+    def _link_down(self, peer: NodeId, reason: str, closed_by_peer: bool) -> None:
+        if self._founder is not None:
+            self._founder.link_down(peer)
+        self._guarded("on_link_down", lambda: self.on_link_down(peer, reason, closed_by_peer))
+
+    def _guarded(self, what: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._manager.handler_failed(what, error)
+
+    async def _remember(self) -> None:
+        while True:
+            await asyncio.sleep(_PEERS_SAVED_EVERY_S)
+            try:
+                await self._save_peers()
+            except OSError as error:
+                self._log.warning("peers_not_remembered", detail=str(error))
+                return
+
+    async def _save_peers(self) -> None:
+        book = self._manager.book
+        if book.version != self._book_saved:
+            version = book.version
+            await asyncio.to_thread(save_peers, self.settings.data_dir, book.peers()[:PEERS_KNOWN_MAX])
+            self._book_saved = version
+
+    async def _discover(self) -> None:
+        # Imported here and on a thread: 140 ms that a first result must not wait for.
+        lan_module = await asyncio.to_thread(_import_lan)
+        lan: LanDiscovery = lan_module.LanDiscovery(self, self._log)
+        self._lan = lan
+        await lan.run()
+
+
+class _User:
+    """What the link manager may call; apart from `Mesh` so that its surface stays the node's."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def on_raft(self, peer: NodeId, payload: bytes) -> None:
+        self._mesh.on_raft(peer, payload)
+
+    def on_notice(self, peer: NodeId, topic: str, payload: bytes) -> None:
+        self._mesh.on_notice(peer, topic, payload)
+
+    def on_founding_frame(self, peer: NodeId, body: bytes) -> None:
+        self._mesh._on_founding_frame(peer, body)
+
+    def server(self, method: str) -> Server | None:
+        return self._mesh._servers.get(method)
+
+    def link_up(self, hello: Hello) -> None:
+        self._mesh._link_up(hello)
+
+    def link_down(self, peer: NodeId, reason: str, *, closed_by_peer: bool) -> None:
+        self._mesh._link_down(peer, reason, closed_by_peer)
+
+
+def _has_port(address: str) -> bool:
+    try:
+        split_address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _import_lan():  # type: ignore[no-untyped-def]
+    import mesh.discovery.lan
+
+    return mesh.discovery.lan
+
+
+__all__ = ["Founding", "FoundingStore", "Mesh", "MeshSettings", "PeerHello", "PeerStatus"]

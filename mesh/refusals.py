@@ -1,0 +1,38 @@
+"""Counts refusals by reason and logs each (reason, remote address) once, whatever a stranger does to us."""
+
+from collections import Counter, OrderedDict
+
+from mesh.handshake import QUIET_CODES
+from mesh.limits import REFUSALS_REMEMBERED_MAX
+from mesh.supervise import Logger
+
+
+class Refusals:
+    """Bounded memory: the oldest pair is forgotten, and may then be logged again."""
+
+    def __init__(self, log: Logger) -> None:
+        self._log = log
+        self._logged: OrderedDict[tuple[str, str, bool], None] = OrderedDict()
+        self.counters: Counter[str] = Counter()
+        """By reason code; both those we refused and those who refused us."""
+
+    def note(self, code: str, remote: str, message: str, *, by_peer: bool = False, outbound: bool = False) -> None:
+        """Count a refusal. `remote` is `host:port`; the port is ignored when remembering, since strangers change it."""
+        self.counters[code] += 1
+        host = remote if outbound else remote.rpartition(":")[0]
+        key = (code, host, by_peer)
+        if key in self._logged:
+            self._logged.move_to_end(key)
+            return
+        self._logged[key] = None
+        if len(self._logged) > REFUSALS_REMEMBERED_MAX:
+            self._logged.popitem(last=False)
+        event = "link_refused_by_peer" if by_peer else "link_refused"
+        level = self._log.debug if code in QUIET_CODES else self._log.warning
+        level(event, reason=code, address=remote, detail=message, direction="dialled" if outbound else "accepted")
+
+    def forgive(self, remote: str) -> None:
+        """A link to this address came up: log its next refusal again."""
+        host = remote.rpartition(":")[0]
+        for key in [key for key in self._logged if key[1] in (remote, host)]:
+            del self._logged[key]
