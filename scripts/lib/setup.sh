@@ -80,3 +80,5 @@ current_dev() {
     wanted="$(cat "$ROOT/requirements-dev.lock" "$ROOT/pyproject.toml" | sha256sum | cut -d' ' -f1)"
     [[ "$1" != "dev $wanted" ]] || printf 'yes\n'
 }
+
+setup_runtime() { ensure_venv runtime; }
