@@ -1,4 +1,4 @@
-"""`python -m node` is the `meshnode` command, also from a bare checkout."""
+"""`python -m node` is the `meshnode` command."""
 
 import sys
 

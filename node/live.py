@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from consensus.state.events import BranchAssigned, BranchCancelled, BranchCompleted, BranchFailed, Numbered
-from node.executor import LiveUpdate
+from node.executor.work import LiveUpdate
 from storage import codec
 from storage.ids import NodeId, SessionId
 

@@ -22,7 +22,7 @@ from consensus.state import queries
 from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Outcome, Refused
 from consensus.state.events import BranchAssigned, BranchCancelled, BranchRequeued, Numbered
 from consensus.state.rows import Branch, Failure, Session
-from node.executor import BranchInput, Work
+from node.executor.work import BranchInput, Work
 from storage import codec
 from storage.ids import InstanceId, NodeId, SessionId
 from storage.transactions import Transaction
@@ -57,7 +57,7 @@ class Executor(Protocol):
 
     def submit(self, work: Work) -> None: ...
 
-    def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> None: ...
+    def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> object: ...
 
 
 class Assignments:
@@ -128,10 +128,10 @@ def branch_inputs(txn: Transaction, session: Session) -> list[BranchInput]:
                 task=branch.task,
                 ritual=branch.ritual,
                 ritual_version=branch.ritual_version or "",
-                node_id=branch.node_id,
+                node_id=branch.node_id or "",
                 attempt=branch.attempt,
                 status=branch.status,
-                duration_ms=branch.duration_ms,
+                duration_ms=branch.duration_ms or 0,
                 parameters=branch.parameters,
                 knowledge=knowledge,
                 failure=branch.failure,
@@ -170,7 +170,8 @@ class Reporter:
             self._idle.set()
 
     def _take(self) -> list[Outcome]:
-        batch, size_bytes = [], 0
+        batch: list[Outcome] = []
+        size_bytes = 0
         while self._waiting and len(batch) < OUTCOME_BATCH_MAX and size_bytes < OUTCOME_BATCH_BYTES_MAX:
             outcome = self._waiting.popleft()
             size_bytes += len(codec.encode(outcome))

@@ -1,0 +1,442 @@
+"""The daemon, from top to bottom: what is built from what, in which order things start, and how they stop.
+
+Start: data directory (refused if another daemon has it) - identity - links - HTTP, so that a node that waits for others
+can say so - founding - replica - registration - executor - scheduling.
+Stop (SIGTERM, Ctrl-C), within `STOP_S`: no new work - drain - hand leadership over - replica - links - HTTP - store.
+"""
+
+import asyncio
+import contextlib
+import gc
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from consensus.engine import Role
+from consensus.errors import ConsensusError
+from consensus.group import PROPOSE, Group
+from consensus.journal import TABLES as JOURNAL_TABLES
+from consensus.machine import DomainMachine
+from consensus.replica import ReplicaStatus
+from consensus.state import queries, tables
+from consensus.state.commands import Outcome, RegisterMember
+from consensus.state.events import Numbered
+from consensus.state.rows import RitualOffer
+from mesh.bootstrap import FoundingRecord
+from mesh.errors import MeshError
+from mesh.handshake import Hello
+from mesh.identity import Identity, new_instance_id
+from mesh.mesh import Mesh, MeshSettings
+from mesh.trust import MeshSecret
+from node import __version__
+from node.config import Config, join_host_port
+from node.executor.executor import Executor
+from node.executor.work import ExecutorSettings
+from node.http.guard import HttpConfigError, load_token
+from node.http.server import HttpServer
+from node.live import TOPIC as LIVE_TOPIC
+from node.live import LiveBoard
+from node.ports import NodeFacts
+from node.pulse import Pulse
+from node.rituals.registry import Registry
+from node.scheduler.dispatcher import Dispatcher
+from node.scheduler.policy import LinkView
+from node.service import NodeService
+from node.work import Assignments, Reporter
+from storage import codec
+from storage.environment import Environment
+from storage.errors import StorageError
+from storage.ids import NodeId
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_CANNOT_START = 2
+
+STOP_S = 5.0
+"""From signal to exit. Service managers kill after 10 to 90 s; a person waits about this long."""
+
+DRAIN_S = 2.5
+"""Of that, for running rituals to finish; what is still running then is handed back and goes on elsewhere."""
+
+HAND_OVER_S = 1.0
+"""For another node to take leadership."""
+
+REGISTER_DEADLINE_S = 10.0
+REGISTER_PAUSE_S = 0.5
+
+FOUNDING_TABLE = "founding"
+_FOUNDING_KEY = b"record"
+
+THREAD_SWITCH_S = 0.0005
+"""How long one thread keeps the interpreter while the other waits. The default of 5 ms would be added to a commit
+whenever the loop and the replica thread meet."""
+
+log = structlog.get_logger()
+
+
+def run(config: Config) -> int:
+    """Runs the daemon until SIGTERM or SIGINT; answers the exit code: 0 stopped as asked, 1 failed while running,
+    2 could not start."""
+    sys.setswitchinterval(THREAD_SWITCH_S)
+    try:
+        asyncio.run(_serve(config))
+    except (MeshError, StorageError, HttpConfigError, ConsensusError, OSError) as error:
+        log.error("cannot_run", reason=str(error), code=getattr(error, "code", type(error).__name__))
+        return EXIT_CANNOT_START
+    except Failed as error:
+        log.error("failed", reason=str(error), exc_info=error.__cause__)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+async def _serve(config: Config) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with Node(config) as node:
+        gc.freeze()  # what start-up made stays: no need to look at it again in every collection
+        asked = asyncio.create_task(stopping.wait())
+        failed = asyncio.create_task(node.wait_failed())
+        await asyncio.wait({asked, failed}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        log.info("stopping")
+        failure = failed.exception() if failed.done() else None
+        failed.cancel()
+    if failure is not None:
+        raise Failed(str(failure)) from failure
+    log.info("stopped")
+
+
+class Failed(Exception):
+    """Something went wrong while running that this daemon could not go on without; the cause says what."""
+
+
+def now_ms() -> int:
+    """UTC, for times that people and other machines see."""
+    return time.time_ns() // 1_000_000
+
+
+class Node:
+    """One daemon in this process: `async with Node(config) as node`. Usable by tests and benchmarks as it is."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._exits = contextlib.AsyncExitStack()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[None] | None = None
+        self._serving = asyncio.Event()
+        self._links: dict[NodeId, LinkState] = {}
+        self._share: Share | None = None
+
+    @property
+    def group(self) -> Group:
+        """Only after `wait_serving`."""
+        assert self._share is not None, "the mesh is not founded yet"
+        return self._share.group
+
+    # -- start: in this order --
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._exits.aclose()
+            raise
+        return self
+
+    async def _start(self) -> None:
+        config = self._config
+        self._failure = asyncio.get_running_loop().create_future()
+        self.store = await asyncio.to_thread(open_store, config)
+        self._exits.callback(self.store.close)
+        identity = Identity.load_or_create(config.data_dir / "identity")
+        secret = MeshSecret.load(config.secret_file) if config.secret_file is not None else None
+        self.registry = await asyncio.to_thread(Registry.load)
+        self.node_id = identity.node_id
+        self.facts = NodeFacts(
+            node_id=identity.node_id,
+            instance_id=new_instance_id(),
+            name=config.node.name,
+            tier=config.node.tier,
+            mesh_name=config.mesh.name,
+            data_dir=str(config.data_dir),
+            http_address=join_host_port(config.http.bind, config.http.port),
+            started_at_ms=now_ms(),
+        )
+        self.live = LiveBoard(self.node_id, self._broadcast)
+        records = FoundingRecords(self.store)
+        self.mesh = Mesh(mesh_settings(config), identity, self.facts.instance_id, secret, records, log)
+        self.mesh.on_raft = self._on_raft
+        self.mesh.on_notice = self._on_notice
+        self.mesh.on_link_up = self._on_link_up
+        self.mesh.on_link_down = self._on_link_down
+        self.executor = Executor(
+            executor_settings(config, self.node_id),
+            self.registry,
+            on_outcome=self._on_outcome,
+            on_live=self.live.publish,
+            lookup_patterns=self._lookup_patterns,
+            on_event=lambda event, fields: log.info(event, **fields),
+        )
+        self.service = NodeService(
+            self.facts, mesh=self.mesh, registry=self.registry, live=self.live, store=self.store, now_ms=now_ms
+        )
+        self.http = http_server(config, self.service)
+        await self.mesh.start()
+        self._exits.push_async_callback(self.mesh.stop)
+        await self.executor.start()
+        self._exits.push_async_callback(self.executor.stop)
+        host, port = await self.http.start()
+        self._exits.push_async_callback(self.http.stop)
+        self._exits.push_async_callback(self.service.stop)
+        log.info("started", node=config.node.name, id=self.node_id, http=f"http://{join_host_port(host, port)}/")
+        self._spawn("taking part", self._take_part())
+
+    async def _take_part(self) -> None:
+        """Waits until this node belongs to a founded mesh, then does its share in it."""
+        founding = await self.mesh.founded()
+        share = Share(self, founding.voters)
+        self.service.attach(share.group, self.executor)
+        self.mesh.serve(PROPOSE, share.group.on_request)
+        share.group.start()
+        self._share = share
+        for peer, link in self._links.items():
+            if link.is_up:
+                share.group.on_link_up(peer)
+        for name, work in share.tasks():
+            self._spawn(name, work)
+        await share.register(registration(self._config, self.facts, self.registry))
+        self._serving.set()
+
+    async def wait_serving(self) -> None:
+        """Returns when this node is a registered member of a founded mesh."""
+        await self._serving.wait()
+
+    async def wait_failed(self) -> None:
+        """Raises when something failed that this daemon cannot go on without."""
+        assert self._failure is not None
+        await asyncio.shield(self._failure)
+
+    # -- stop: in this order --
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        share = self._share
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S - HAND_OVER_S):
+                await self.executor.drain(DRAIN_S)
+                if share is not None:
+                    await share.reporter.wait_idle()
+        if share is not None:
+            await share.group.transfer_leadership(HAND_OVER_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if share is not None:
+            await share.group.stop()
+        await self._exits.aclose()
+
+    # -- what the parts tell each other --
+
+    def _on_raft(self, peer: NodeId, payload: bytes) -> None:
+        if self._share is not None:
+            self._share.group.on_peer_message(peer, payload)
+
+    def _on_notice(self, peer: NodeId, topic: str, payload: bytes) -> None:
+        if topic == LIVE_TOPIC:
+            self.live.receive(peer, payload)
+
+    def _on_link_up(self, peer: Hello) -> None:
+        self._links[peer.node_id] = LinkState(is_up=True, since=time.monotonic())
+        if self._share is not None:
+            self._share.group.on_link_up(peer.node_id)
+            self._share.dispatcher.wake()
+
+    def _on_link_down(self, peer: NodeId, reason: str, closed_by_peer: bool) -> None:
+        self._links[peer] = LinkState(is_up=False, since=time.monotonic(), is_closed_by_peer=closed_by_peer)
+        if self._share is not None:
+            self._share.group.on_link_down(peer, closed_by_peer)
+            self._share.dispatcher.wake()
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        assert self._share is not None, "an attempt ended that nobody can have assigned"
+        self._share.reporter.add(outcome)
+
+    def on_replica_failure(self, error: Exception, is_final: bool) -> None:
+        log.error("replica_failed", reason=str(error), goes_on="no" if is_final else "yes")
+        if is_final and self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+    def link_views(self) -> Mapping[NodeId, LinkView]:
+        """Of every peer that was linked since the start."""
+        now = time.monotonic()
+        return {peer: link.view(now) for peer, link in self._links.items()}
+
+    def _broadcast(self, topic: str, payload: bytes) -> None:
+        for peer, link in self._links.items():
+            if link.is_up:
+                self.mesh.notify(peer, topic, payload)
+
+    def _lookup_patterns(self, patterns: list[str]) -> Mapping[str, int]:
+        with self.group.read() as txn:
+            return queries.pattern_counts(txn, patterns)
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """A task that must not end with an error: if it does, the daemon fails rather than limps."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+
+class Share:
+    """What this node does in a founded mesh: votes, leads if elected, executes, reports."""
+
+    def __init__(self, node: Node, voters: tuple[NodeId, ...]) -> None:
+        self.group = Group(
+            node.node_id, voters, node.store, DomainMachine(), node.mesh, on_failure=node.on_replica_failure
+        )
+        self.reporter = Reporter(self.group, now_ms)
+        self.dispatcher = Dispatcher(node.node_id, self.group, node.link_views, now_ms)
+        self._live = node.live
+        self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor)
+        self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
+        self.group.subscribe_events(self._on_events)
+        self.group.subscribe_status(self._on_status)
+
+    def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+        yield "reporter", self.reporter.run()
+        yield "dispatcher", self.dispatcher.run()
+        yield "pulse", self._pulse.run()
+        yield "live", self._live.run()
+
+    async def register(self, command: Callable[[], RegisterMember]) -> None:
+        """Becomes a member with this instance; what a former instance was doing is requeued by it."""
+        while True:
+            try:
+                await self.group.propose(command(), REGISTER_DEADLINE_S)
+            except ConsensusError as error:
+                log.info("waiting_for_majority", reason=str(error))
+                await asyncio.sleep(REGISTER_PAUSE_S)
+            else:
+                log.info("registered")
+                return
+
+    def _leads(self) -> bool:
+        return self.group.status().role is Role.LEADER
+
+    def _on_events(self, events: list[Numbered]) -> None:
+        self._live.on_events(events)
+        self._assignments.on_events(events)
+        self.dispatcher.wake()
+
+    def _on_status(self, status: ReplicaStatus) -> None:
+        self.dispatcher.set_leading(status.role is Role.LEADER)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """As last told by the mesh; `since` is monotonic."""
+
+    is_up: bool
+    since: float
+    is_closed_by_peer: bool = False
+
+    def view(self, now: float) -> LinkView:
+        since_ms = int((now - self.since) * 1000)
+        return LinkView(is_up=self.is_up, since_ms=since_ms, is_closed_by_peer=self.is_closed_by_peer)
+
+
+class FoundingRecords:
+    """`mesh.bootstrap`'s memory, in the store, so that it is as durable as the log it leads to."""
+
+    def __init__(self, store: Environment) -> None:
+        self._store = store
+
+    def load(self) -> FoundingRecord | None:
+        with self._store.read() as txn:
+            data = txn.get(FOUNDING_TABLE, _FOUNDING_KEY)
+        return None if data is None else codec.decode(data, FoundingRecord)
+
+    def save(self, record: FoundingRecord) -> None:
+        """Not on the loop's thread: it waits for the disk."""
+        with self._store.write() as txn:
+            txn.put(FOUNDING_TABLE, _FOUNDING_KEY, codec.encode(record))
+
+
+def open_store(config: Config) -> Environment:
+    """Makes the data directory if need be; refuses one that another daemon uses."""
+    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    all_tables = (*JOURNAL_TABLES, *tables.TABLES, FOUNDING_TABLE)
+    return Environment.open(config.data_dir / "consensus", all_tables, software=f"meshnode {__version__}")
+
+
+def mesh_settings(config: Config) -> MeshSettings:
+    return MeshSettings(
+        mesh_name=config.mesh.name,
+        node_name=config.node.name,
+        data_dir=config.data_dir,
+        tier=config.node.tier,
+        bind_host=config.mesh_bind,
+        port=config.mesh.port,
+        advertise=config.mesh.advertise,
+        http_address=join_host_port(config.http.bind, config.http.port),
+        bootstrap_expect=config.mesh.bootstrap_expect,
+        seeds=config.mesh.seeds,
+        zeroconf=config.mesh.zeroconf,
+        interfaces=config.mesh.interfaces,
+        software=__version__,
+    )
+
+
+def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:
+    return ExecutorSettings(
+        node_id=node_id,
+        slots=config.slots,
+        async_slots=config.execution.async_slots,
+        memory_bytes_max=config.execution.memory_mb_max << 20,
+        scratch_directory=config.data_dir / "scratch",
+    )
+
+
+def http_server(config: Config, service: NodeService) -> HttpServer:
+    return HttpServer(
+        service,
+        bind=config.http.bind,
+        port=config.http.port,
+        token=load_token(config.token_file) if config.token_file is not None else None,
+        allow_unauthenticated=config.http.allow_unauthenticated,
+    )
+
+
+def registration(config: Config, facts: NodeFacts, registry: Registry) -> Callable[[], RegisterMember]:
+    """Makes the command by which this instance becomes a member."""
+    rituals = {name: RitualOffer(version=ritual.version, kind=ritual.kind) for name, ritual in registry.items()}
+    return lambda: RegisterMember(
+        node_id=facts.node_id,
+        instance_id=facts.instance_id,
+        name=facts.name,
+        tier=facts.tier,
+        address=join_host_port(config.mesh_bind, config.mesh.port),
+        http_address=join_host_port(config.http.bind, config.http.port),
+        slots=config.slots,
+        async_slots=config.execution.async_slots,
+        rituals=rituals,
+        software=__version__,
+        at_ms=now_ms(),
+    )
