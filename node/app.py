@@ -35,10 +35,11 @@ from mesh.identity import Identity, new_instance_id
 from mesh.mesh import Mesh, MeshSettings
 from mesh.trust import MeshSecret
 from node import __version__
+from node.agreement import Agreement
 from node.config import Config, join_host_port
 from node.executor.executor import Executor
 from node.executor.work import ExecutorSettings
-from node.http.guard import HttpConfigError, load_token
+from node.http.guard import HttpConfigError
 from node.http.server import HttpServer
 from node.live import TOPIC as LIVE_TOPIC
 from node.live import LiveBoard
@@ -167,7 +168,7 @@ class Node:
             tier=config.node.tier,
             mesh_name=config.mesh.name,
             data_dir=str(config.data_dir),
-            http_address=join_host_port(config.http.bind, config.http.port),
+            config_file=config.source,
             started_at_ms=now_ms(),
         )
         self.live = LiveBoard(self.node_id, self._broadcast)
@@ -185,25 +186,34 @@ class Node:
             lookup_patterns=self._lookup_patterns,
             on_event=lambda event, fields: log.info(event, **fields),
         )
+        self.agreement = Agreement(self.node_id, self.store, lambda: self.mesh.founding_status)
         self.service = NodeService(
-            self.facts, mesh=self.mesh, registry=self.registry, live=self.live, store=self.store, now_ms=now_ms
+            self.facts,
+            group=self.agreement,
+            mesh=self.mesh,
+            executor=self.executor,
+            registry=self.registry,
+            live=self.live,
+            store=self.store,
+            now_ms=now_ms,
         )
-        self.http = http_server(config, self.service)
+        self.http = HttpServer(self.service, config.http)
         await self.mesh.start()
         self._exits.push_async_callback(self.mesh.stop)
         await self.executor.start()
         self._exits.push_async_callback(self.executor.stop)
-        host, port = await self.http.start()
+        await self.service.start()
+        await self.http.start()
         self._exits.push_async_callback(self.http.stop)
         self._exits.push_async_callback(self.service.stop)
-        log.info("started", node=config.node.name, id=self.node_id, http=f"http://{join_host_port(host, port)}/")
+        log.info("started", node=config.node.name, id=self.node_id, http=self.http.url)
         self._spawn("taking part", self._take_part())
 
     async def _take_part(self) -> None:
         """Waits until this node belongs to a founded mesh, then does its share in it."""
         founding = await self.mesh.founded()
         share = Share(self, founding.voters)
-        self.service.attach(share.group, self.executor)
+        self.agreement.join(share.group)
         self.mesh.serve(PROPOSE, share.group.on_request)
         share.group.start()
         self._share = share
@@ -272,6 +282,8 @@ class Node:
 
     def on_replica_failure(self, error: Exception, is_final: bool) -> None:
         log.error("replica_failed", reason=str(error), goes_on="no" if is_final else "yes")
+        if is_final:
+            self.service.note_replica_failure(str(error))
         if is_final and self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
 
@@ -411,16 +423,6 @@ def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:
         async_slots=config.execution.async_slots,
         memory_bytes_max=config.execution.memory_mb_max << 20,
         scratch_directory=config.data_dir / "scratch",
-    )
-
-
-def http_server(config: Config, service: NodeService) -> HttpServer:
-    return HttpServer(
-        service,
-        bind=config.http.bind,
-        port=config.http.port,
-        token=load_token(config.token_file) if config.token_file is not None else None,
-        allow_unauthenticated=config.http.allow_unauthenticated,
     )
 
 
