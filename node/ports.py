@@ -1,8 +1,9 @@
 """What the use-cases need of the rest of the house, as small protocols. `node.app` hands in the real things, tests hand
 in twins."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from enum import IntEnum
 from typing import Any, Protocol
 
 import msgspec
@@ -31,7 +32,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 class GroupStatus(Protocol):
     @property
-    def role(self) -> str: ...
+    def role(self) -> IntEnum: ...
     @property
     def term(self) -> int: ...
     @property
@@ -43,7 +44,13 @@ class GroupStatus(Protocol):
     @property
     def last_index(self) -> int: ...
     @property
-    def voters(self) -> Iterable[NodeId]: ...
+    def voters(self) -> Sequence[NodeId]: ...
+    @property
+    def match_index(self) -> Mapping[NodeId, int]: ...
+    @property
+    def is_quarantined(self) -> bool: ...
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
 
 
 class GroupPort(Protocol):

@@ -15,10 +15,13 @@ LOOK_PERIOD_S: Final = 1.0
 
 
 class ProgressClock:
+    """`note` when something was applied for sure; what is told by the index alone is found by looking. The first index
+    seen is what a former life had applied: history, not progress."""
+
     def __init__(self, applied_index: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
         self._applied_index = applied_index
         self._clock = clock
-        self._index = applied_index()  # applied before this start: history, not progress
+        self._index = applied_index()
         self._at: float | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -32,9 +35,12 @@ class ProgressClock:
                 await self._task
             self._task = None
 
+    def note(self) -> None:
+        self._at = self._clock()
+
     def look(self) -> None:
         index = self._applied_index()
-        if index > self._index:
+        if index > self._index > 0:
             self._at = self._clock()
         self._index = index
 

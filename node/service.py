@@ -4,7 +4,7 @@ Rules:
 - what `submit` and `cancel` answer is committed by a majority and applied; an exception means "not known", never "no".
 - a read is one LMDB snapshot, bounded by a page, and says as of which index it is. `stale` is this node's own state,
   `linearizable` waits for a barrier first, on any node.
-- what was submitted or cancelled through this node is seen by later reads on this node.
+- what was submitted or cancelled through this node is seen by later reads on this node (`Group.propose` sees to it).
 - nothing here polls: waiting wakes on events.
 """
 
@@ -12,7 +12,6 @@ import asyncio
 import difflib
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final, TypeVar
 
@@ -26,6 +25,7 @@ from node.paging import branches_page, check_cursor, full_page, number_cursor, s
 from node.ports import (
     ExecutorPort,
     GroupPort,
+    GroupStatus,
     LivePort,
     LiveView,
     MeshPort,
@@ -51,8 +51,6 @@ WAIT_S_MAX: Final = 60.0
 """Of a long-poll: proxies and clients cut idle requests at about this."""
 PROPOSE_S: Final = 10.0
 BARRIER_S: Final = 5.0
-RECENT_SUBMISSIONS_MAX: Final = 10_000
-"""Remembered so that a client reads what it wrote, even where the local replica is a heartbeat behind."""
 
 TERMINAL: Final = ("completed", "failed", "cancelled")
 
@@ -60,7 +58,8 @@ T = TypeVar("T")
 
 
 class NodeService:
-    """One per daemon, on the loop thread. It may serve before the mesh is founded; `attach` gives it the rest."""
+    """One per daemon, on the loop thread. It serves before the mesh is founded too: then only the status says anything,
+    and the rest is refused with `forming`; `attach` gives it the mesh."""
 
     def __init__(
         self,
@@ -80,19 +79,20 @@ class NodeService:
         self.now_ms = now_ms
         self.started_at = time.monotonic()
         self.progress: ProgressClock | None = None
+        self.replica_failure: str | None = None
         self.hub = EventHub(self._events_page)
         self._live = live
         self._group: GroupPort | None = None
-        self._recent: OrderedDict[SessionId, int] = OrderedDict()
 
     def attach(self, group: GroupPort, executor: ExecutorPort) -> None:
-        """The node belongs to a mesh now; until then whatever needs the replicated state is refused with
-        `not_founded`. Call it before the node registers, so that its first command counts as progress."""
+        """The node takes part in a mesh from now on. Call it before the node registers, so that its first command
+        counts as progress."""
+        assert self._group is None, "attached twice"
         self._group = group
         self.executor = executor
         self.progress = ProgressClock(lambda: group.status().applied_index)
-        group.subscribe_events(self.hub.publish)
         self.progress.start()
+        group.subscribe_events(self._on_events)
 
     async def stop(self) -> None:
         """Ends every watcher and waiter; further requests are refused with `stopping`."""
@@ -100,22 +100,37 @@ class NodeService:
         if self.progress is not None:
             await self.progress.stop()
 
+    def _on_events(self, events: list[Numbered]) -> None:
+        if self.progress is not None:
+            self.progress.note()
+        self.hub.publish(events)
+
+    def note_replica_failure(self, reason: str) -> None:
+        """The replica has failed for good: health says so until the process ends."""
+        self.replica_failure = reason
+
     @property
     def is_founded(self) -> bool:
         return self._group is not None
 
     @property
-    def group_or_none(self) -> GroupPort | None:
-        return self._group
+    def status_or_none(self) -> GroupStatus | None:
+        """None until the node takes part."""
+        return None if self._group is None else self._group.status()
 
     @property
-    def group(self) -> GroupPort:
-        """Raises `ServiceError`: `not_founded`, `stopping`."""
+    def status(self) -> GroupStatus:
+        """Raises `ServiceError`: `forming`, `stopping`."""
+        return self._attached().status()
+
+    def _attached(self) -> GroupPort:
         if self.hub.is_closed:
             raise ServiceError("stopping", "This node is stopping.", "Ask another node.")
         if self._group is None:
             raise ServiceError(
-                "not_founded", f"This node does not belong to a mesh yet: {self.mesh.founding_status}.", "See /status."
+                "forming",
+                f"This node does not take part in a mesh yet: {self.mesh.founding_status}.",
+                "See /status for what it waits for.",
             )
         return self._group
 
@@ -140,8 +155,7 @@ class NodeService:
         submission = parse() if len(body) <= INLINE_BODY_BYTES_MAX else await asyncio.to_thread(parse)
         command = submission.command
         answer = await self._propose(command)
-        self._remember(command.session_id, answer.index)
-        session = self._read(lambda txn: queries.get_session(txn, command.session_id))
+        session = self.read(lambda txn: queries.get_session(txn, command.session_id))
         is_new = session.submit_index == answer.index if session is not None else answer.changed > 0
         index = session.submit_index if session is not None else answer.index
         return Submitted(session, index, command, is_new)
@@ -149,14 +163,13 @@ class NodeService:
     async def cancel(self, session_id: SessionId, reason: str) -> Reading[Session]:
         """Cancels what is not terminal; a finished session is answered as it stands."""
         command = CancelSession(session_id=session_id, reason=reason[:REASON_CHARACTERS_MAX], at_ms=self.now_ms())
-        answer = await self._propose(command)
-        self._remember(session_id, answer.index)
+        await self._propose(command)
         return await self.get_session(session_id)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
     async def get_session(self, session_id: SessionId, level: Level = "stale") -> Reading[Session]:
-        await self._settle(session_id, level)
+        await self._fresh(level)
         return self._session_now(session_id, level)
 
     async def wait_session(
@@ -166,7 +179,7 @@ class NodeService:
         """Answers when the session is terminal, or (`until="change"`) has changed after `rev` (without it: after now),
         or `wait_s` is over: then as it stands."""
         with self.hub.waiting(session_id, only_terminal=until == "terminal") as waiter:
-            await self._settle(session_id, level)
+            await self._fresh(level)
             reading = self._session_now(session_id, level)
             since = reading.value.rev if rev is None else rev
             try:
@@ -201,7 +214,7 @@ class NodeService:
     ) -> Reading[Page[tuple[Branch, LiveView | None]]]:
         """By index; the consolidation is not among them."""
         cursor = number_cursor(after, "after")
-        await self._settle(session_id, level)
+        await self._fresh(level)
 
         def read(txn: Transaction) -> Page[Branch]:
             if queries.get_session(txn, session_id) is None:
@@ -223,11 +236,11 @@ class NodeService:
                 )
             return self._branch_detail(txn, branch)
 
-        return self._reading(self._read(read), level)
+        return self._reading(self.read(read), level)
 
     async def get_branch_at(self, session_id: SessionId, index: int, level: Level = "stale") -> Reading[BranchDetail]:
         """By session and index; the index after the last branch is the consolidation."""
-        await self._settle(session_id, level)
+        await self._fresh(level)
 
         def read(txn: Transaction) -> BranchDetail:
             session = queries.get_session(txn, session_id)
@@ -241,13 +254,13 @@ class NodeService:
                 )  # fmt: skip
             return self._branch_detail(txn, branch)
 
-        return self._reading(self._read(read), level)
+        return self._reading(self.read(read), level)
 
     async def get_insight(
         self, session_id: SessionId, *, after: str | None, limit: int, level: Level
     ) -> Reading[InsightDetail]:
         cursor = number_cursor(after, "after")
-        await self._settle(session_id, level)
+        await self._fresh(level)
 
         def read(txn: Transaction) -> InsightDetail:
             session = queries.get_session(txn, session_id)
@@ -269,7 +282,7 @@ class NodeService:
 
     async def members(self, level: Level = "stale") -> Reading[list[Member]]:
         await self._fresh(level)
-        return self._reading(self._read(lambda txn: queries.members(txn)), level)
+        return self._reading(self.read(lambda txn: queries.members(txn)), level)
 
     async def rituals(self, level: Level = "stale") -> Reading[list[RitualView]]:
         """What this node or any member offers, by name."""
@@ -312,7 +325,7 @@ class NodeService:
 
     def newest_cursor(self) -> Cursor:
         """Everything up to here has happened; a watcher from here sees what comes."""
-        return (self.group.status().applied_index, WHOLE_INDEX)
+        return (self.status.applied_index, WHOLE_INDEX)
 
     def watch(self, after: Cursor, idle_s: float) -> AsyncGenerator[EventPage, None]:
         """See `EventHub.watch`."""
@@ -321,11 +334,11 @@ class NodeService:
     def check_cursor(self, cursor: Cursor) -> None:
         """Raises `events_gone` if events after `cursor` are no longer kept, `overloaded` if there is no room."""
         self.hub.check_room()
-        applied_index = self.group.status().applied_index
-        self._read(lambda txn: check_cursor(txn, cursor, applied_index))
+        applied_index = self.status.applied_index
+        self.read(lambda txn: check_cursor(txn, cursor, applied_index))
 
     def _events_page(self, cursor: Cursor, limit: int) -> tuple[list[Numbered], Cursor]:
-        applied_index = self.group.status().applied_index  # before the snapshot: it holds at least that
+        applied_index = self.status.applied_index  # before the snapshot: it holds at least that
 
         def read(txn: Transaction) -> tuple[list[Numbered], Cursor]:
             check_cursor(txn, cursor, applied_index)
@@ -335,13 +348,13 @@ class NodeService:
             # nothing up to here: move on, so that an idle watcher's place is never pruned
             return [], max(cursor, (applied_index, WHOLE_INDEX))
 
-        return self._read(read)
+        return self.read(read)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
     async def _propose(self, command: AnyCommand) -> Applied:
         try:
-            answer = await self.group.propose(command, PROPOSE_S)
+            answer = await self._attached().propose(command, PROPOSE_S)
         except ConsensusError as error:
             raise of_consensus(error) from error
         if isinstance(answer, Refused):
@@ -352,37 +365,35 @@ class NodeService:
         if level == "linearizable":
             await self._barrier()
 
-    async def _settle(self, session_id: SessionId, level: Level) -> None:
-        """Before reading a session: what was written through this node must have reached its own replica."""
-        if level == "linearizable" or self._recent.get(session_id, 0) > self.group.status().applied_index:
-            await self._barrier()
-
     async def _barrier(self) -> None:
         try:
-            await self.group.barrier(BARRIER_S)
+            await self._attached().barrier(BARRIER_S)
         except ConsensusError as error:
             raise of_consensus(error) from error
 
-    def _read(self, query: Callable[[Transaction], T]) -> T:
+    def read(self, query: Callable[[Transaction], T]) -> T:
+        """On one snapshot of this node's replica. Raises `ServiceError`: `quarantined`, `unavailable`."""
         try:
-            with self.group.read() as txn:
+            with self._attached().read() as txn:
                 return query(txn)
+        except ConsensusError as error:  # quarantined
+            raise of_consensus(error) from error
         except StorageError as error:
             raise ServiceError("unavailable", f"The store cannot be read: {error}", "Ask another node.") from error
 
     async def _read_page(self, query: Callable[[Transaction], T], rows: int, is_scan: bool = False) -> T:
         if rows <= INLINE_ROWS_MAX and not is_scan:
-            return self._read(query)
-        return await asyncio.to_thread(self._read, query)
+            return self.read(query)
+        return await asyncio.to_thread(self.read, query)
 
     def _reading(self, value: T, level: Level) -> Reading[T]:
         # what the status said before or after the snapshot: the smaller of both would be exact, and the status is only
         # ever told after the commit, so that it is never ahead of a snapshot opened in the same turn of the loop
-        status = self.group.status()
+        status = self.status
         return Reading(value, status.applied_index, level, status.leader)
 
     def _session_now(self, session_id: SessionId, level: Level) -> Reading[Session]:
-        session = self._read(lambda txn: queries.get_session(txn, session_id))
+        session = self.read(lambda txn: queries.get_session(txn, session_id))
         if session is None:
             raise self._unknown_session(session_id)
         return self._reading(session, level)
@@ -398,16 +409,10 @@ class NodeService:
 
     def _unknown_session(self, session_id: SessionId) -> ServiceError:
         return ServiceError(
-            "unknown_session", f"No session has the id {session_id!r} as of index {self.group.status().applied_index}.",
+            "unknown_session", f"No session has the id {session_id!r} as of index {self.status.applied_index}.",
             "See GET /v1/sessions; a session submitted through another node a moment ago is found with "
             "level=linearizable.",
         )  # fmt: skip
-
-    def _remember(self, session_id: SessionId, index: int) -> None:
-        self._recent[session_id] = index
-        self._recent.move_to_end(session_id)
-        while len(self._recent) > RECENT_SUBMISSIONS_MAX:
-            self._recent.popitem(last=False)
 
     def _find_ritual(self, name: str) -> RitualPort | None:
         return self.registry.get(name)
@@ -415,7 +420,7 @@ class NodeService:
     def _offered_names(self) -> frozenset[str]:
         """Names of rituals that this node or a living member offers."""
         own = frozenset(self.registry)
-        members = self._read(lambda txn: queries.members(txn))
+        members = self.read(lambda txn: queries.members(txn))
         return own.union(*(member.rituals for member in members if member.status == "alive"))
 
 

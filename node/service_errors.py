@@ -12,6 +12,7 @@ from consensus.state.rows import Session
 
 CODES: Final[dict[str, str]] = {
     "events_gone": "The events asked for are no longer kept",
+    "forming": "This node does not belong to a mesh yet",
     "internal": "Unexpected failure",
     "invalid_argument": "An argument is not valid",
     "invalid_parameters": "The ritual does not accept these parameters",
@@ -19,7 +20,6 @@ CODES: Final[dict[str, str]] = {
     "malformed_json": "The body is not JSON",
     "no_insight": "The session has no insight",
     "no_leader": "The mesh has no leader at the moment",
-    "not_founded": "This node does not belong to a mesh yet",
     "overloaded": "Too much is asked at once",
     "quarantined": "This replica has withdrawn itself",
     "refused": "The mesh refused the command",
@@ -66,9 +66,10 @@ def of_consensus(error: ConsensusError) -> ServiceError:
     fixes = {
         "no_leader": "Most Core nodes must be running and reach each other; see /status. Repeating is safe with an id.",
         "timeout": "It may still take effect: repeat with the same id or Idempotency-Key, which changes nothing twice.",
+        "forming": "See /status for what it waits for.",
         "quarantined": "Ask another node; this one must be looked at by a person, see /status.",
     }
-    code = error.code if error.code in CODES else "unavailable"
+    code = {"stopped": "stopping"}.get(error.code, error.code if error.code in CODES else "unavailable")
     return ServiceError(code, str(error), fixes.get(code, "Try again, or ask another node."))
 
 

@@ -15,9 +15,9 @@ import msgspec
 from consensus.state import queries
 from consensus.state.rows import Member
 from node import __version__
+from node.ports import GroupStatus
 from node.service import NodeService
 from node.service_errors import ServiceError
-from storage.errors import StorageError
 from storage.ids import NodeId
 
 PROGRESS_S_MAX: Final = 15.0
@@ -35,26 +35,17 @@ class Check:
 
 
 def health(service: NodeService) -> list[Check]:
-    checks = [Check("loop", True, "answers")]
-    group = service.group_or_none
-    if group is not None:
-        is_running = bool(getattr(group, "is_running", True))
-        checks.append(Check("replica", is_running, "runs" if is_running else "has stopped; see the log, then restart"))
-    return checks
+    failure = service.replica_failure
+    return [Check("loop", True, "answers"), Check("replica", failure is None, failure or "works")]
 
 
 def readiness(service: NodeService) -> list[Check]:
-    group = service.group_or_none
-    if group is None or service.progress is None:
-        return [Check("founded", False, service.mesh.founding_status)]
-    checks = [*health(service), Check("founded", True, "belongs to a mesh")]
-    is_quarantined = bool(getattr(group, "is_quarantined", False))
-    checks.append(
-        Check(
-            "agreement", not is_quarantined,
-            "this replica has diverged from the others and withdrawn itself" if is_quarantined else "as the others",
-        )
-    )  # fmt: skip
+    checks = health(service)
+    status = service.status_or_none
+    if status is None or service.progress is None:
+        return [*checks, Check("founded", False, service.mesh.founding_status)]
+    diverged = "this replica has diverged from the others and withdrawn itself"
+    checks.append(Check("agreement", not status.is_quarantined, diverged if status.is_quarantined else "as the others"))
     age_s = service.progress.age_s()
     if age_s is None:
         detail = "nothing has been applied since the start"
@@ -68,23 +59,13 @@ def readiness(service: NodeService) -> list[Check]:
 
 def document(service: NodeService) -> dict[str, Any]:
     """Everything an operator asks first. Works before the mesh is founded and while it has no leader."""
-    facts, group = service.facts, service.group_or_none
+    facts, status = service.facts, service.status_or_none
     members = _members(service)
     names = {member.node_id: member.name for member in members}
     peers = [_plain(peer) for peer in service.mesh.peers()]
     names.update({peer["node_id"]: peer["name"] for peer in peers if peer.get("name")})
     names[facts.node_id] = facts.name
-    consensus: dict[str, Any] | None = None
-    leader: NodeId | None = None
-    if group is not None:
-        status = group.status()
-        leader = status.leader
-        consensus = {
-            "role": status.role, "term": status.term, "commit_index": status.commit_index,
-            "applied_index": status.applied_index, "last_index": status.last_index,
-            "voters": [{"node_id": voter, "name": names.get(voter)} for voter in status.voters],
-            "progress_age_s": None if service.progress is None else service.progress.age_s(),
-        }  # fmt: skip
+    leader = None if status is None else status.leader
     checks = readiness(service)
     return {
         "name": facts.name,
@@ -94,17 +75,13 @@ def document(service: NodeService) -> dict[str, Any]:
         "mesh": facts.mesh_name,
         "founding": service.mesh.founding_status,
         "ready": all(check.ok for check in checks),
-        "role": consensus["role"] if consensus is not None else None,
-        "term": consensus["term"] if consensus is not None else None,
         "leader": None if leader is None else {"node_id": leader, "name": names.get(leader)},
-        "commit_index": consensus["commit_index"] if consensus is not None else None,
-        "applied_index": consensus["applied_index"] if consensus is not None else None,
-        "consensus": consensus,
+        **_consensus(service, status, names),
         "peers": peers,
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],
         "discovery": [_plain(entry) for entry in service.mesh.diary()],
-        "refusals": dict(service.mesh.counters()),
-        "slots": _slots(service),
+        "refusals": {"mesh": dict(service.mesh.counters()), "consensus": dict(status.dropped) if status else {}},
+        "slots": None if service.executor is None else _plain(service.executor.statistics()),
         "storage": {**_plain(service.store.statistics()), "data_dir": facts.data_dir},
         "watchers": {"open": service.hub.watcher_count, "waiting": service.hub.waiter_count,
                      "closed_too_slow": service.hub.slow_count},
@@ -143,19 +120,30 @@ def versions(formats: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
     return {"software": __version__, "python": platform.python_version(), "libraries": libraries, **dict(formats)}
 
 
+def _consensus(service: NodeService, status: GroupStatus | None, names: dict[NodeId, str]) -> dict[str, Any]:
+    """The same keys before and after founding."""
+    if status is None:
+        nothing = ("role", "term", "commit_index", "applied_index", "last_index", "progress_age_s")
+        return {**dict.fromkeys(nothing), "voters": []}
+    return {
+        "role": status.role.name.lower(),
+        "term": status.term,
+        "commit_index": status.commit_index,
+        "applied_index": status.applied_index,
+        "last_index": status.last_index,
+        "progress_age_s": None if service.progress is None else service.progress.age_s(),
+        "voters": [
+            {"node_id": voter, "name": names.get(voter), "match_index": status.match_index.get(voter)}
+            for voter in status.voters
+        ],
+    }
+
+
 def _members(service: NodeService) -> list[Member]:
-    group = service.group_or_none
-    if group is None:
-        return []
     try:
-        with group.read() as txn:
-            return queries.members(txn)
-    except (StorageError, ServiceError):
+        return service.read(queries.members)
+    except ServiceError:
         return []  # the rest of the document is what somebody needs who looks into a broken store
-
-
-def _slots(service: NodeService) -> dict[str, Any] | None:
-    return None if service.executor is None else _plain(service.executor.statistics())
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ FACE_CODES: Final[dict[str, tuple[int, str]]] = {
 
 STATUS_OF: Final[dict[str, int]] = {
     "events_gone": 410,
+    "forming": 503,
     "internal": 500,
     "invalid_argument": 400,
     "invalid_parameters": 422,
@@ -31,7 +32,6 @@ STATUS_OF: Final[dict[str, int]] = {
     "malformed_json": 400,
     "no_insight": 404,
     "no_leader": 503,
-    "not_founded": 503,
     "overloaded": 503,
     "quarantined": 503,
     "refused": 409,
@@ -50,7 +50,7 @@ STATUS_OF: Final[dict[str, int]] = {
 
 RETRY_AFTER_S: Final = {
     "no_leader": 1,
-    "not_founded": 2,
+    "forming": 2,
     "overloaded": 1,
     "too_many_sessions": 5,
     "unavailable": 1,

@@ -132,5 +132,5 @@ def _session_id(request: web.Request) -> SessionId:
 
 
 def _status_now(request: web.Request, index: int) -> dict[str, object]:
-    status = request.app[SERVICE].group.status()
+    status = request.app[SERVICE].status
     return {"as_of_index": max(index, status.applied_index), "level": "linearizable", "leader": status.leader}
