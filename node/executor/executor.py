@@ -37,6 +37,8 @@ from node.executor.work import (
 from node.rituals.definition import RitualDefinition
 from storage.ids import SessionId
 
+__all__ = ["BranchInput", "Executor", "ExecutorSettings", "ExecutorStatistics", "LiveUpdate", "Work"]
+
 NICE_ASYNC = 5
 NICE_CPU = 10
 
@@ -310,7 +312,8 @@ class Executor:
         elif tag == protocol.SEEN:
             _, number, question, phrases = message
             counts = self._lookup_patterns(phrases[: limits.SEEN_PHRASES_MAX]) if self._lookup_patterns else {}
-            worker.post([protocol.SEEN_REPLY, number, question, dict(counts)])
+            known = {phrase: count for phrase, count in counts.items() if count}
+            worker.post([protocol.SEEN_REPLY, number, question, known])
 
     def on_worker_exit(self, worker: WorkerProcess) -> None:
         self._forget(worker)

@@ -119,16 +119,15 @@ def _describe(
         try:
             child = subprocess.run(
                 [sys.executable, "-P", "-m", "node.rituals.describe"],
-                input=request,
+                input=request.encode(),
                 capture_output=True,
-                text=True,
                 timeout=DESCRIBE_TIMEOUT_S * len(remaining),
                 env=child_environment(),
                 check=False,
             )
-            output = child.stdout
+            output = child.stdout.decode(errors="replace")
             if child.returncode:
-                last = child.stderr.strip().splitlines()[-1:] or ["no message"]
+                last = child.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
                 reason = f"importing it ended the process with code {child.returncode}: {last[0]}"
         except subprocess.TimeoutExpired as expired:
             output = (expired.stdout or b"").decode(errors="replace")
