@@ -35,11 +35,10 @@ from mesh.identity import Identity, new_instance_id
 from mesh.mesh import Mesh, MeshSettings
 from mesh.trust import MeshSecret
 from node import __version__
-from node.agreement import Agreement
 from node.config import Config, join_host_port
 from node.executor.executor import Executor
 from node.executor.work import ExecutorSettings
-from node.http.guard import HttpConfigError
+from node.http.guard import HttpConfigError, load_token
 from node.http.server import HttpServer
 from node.live import TOPIC as LIVE_TOPIC
 from node.live import LiveBoard
@@ -168,7 +167,7 @@ class Node:
             tier=config.node.tier,
             mesh_name=config.mesh.name,
             data_dir=str(config.data_dir),
-            config_file=config.source,
+            http_address=join_host_port(config.http.bind, config.http.port),
             started_at_ms=now_ms(),
         )
         self.live = LiveBoard(self.node_id, self._broadcast)
@@ -186,34 +185,25 @@ class Node:
             lookup_patterns=self._lookup_patterns,
             on_event=lambda event, fields: log.info(event, **fields),
         )
-        self.agreement = Agreement(self.node_id, self.store, lambda: self.mesh.founding_status)
         self.service = NodeService(
-            self.facts,
-            group=self.agreement,
-            mesh=self.mesh,
-            executor=self.executor,
-            registry=self.registry,
-            live=self.live,
-            store=self.store,
-            now_ms=now_ms,
+            self.facts, mesh=self.mesh, registry=self.registry, live=self.live, store=self.store, now_ms=now_ms
         )
-        self.http = HttpServer(self.service, config.http)
+        self.http = http_server(config, self.service)
         await self.mesh.start()
         self._exits.push_async_callback(self.mesh.stop)
         await self.executor.start()
         self._exits.push_async_callback(self.executor.stop)
-        await self.service.start()
-        await self.http.start()
+        host, port = await self.http.start()
         self._exits.push_async_callback(self.http.stop)
         self._exits.push_async_callback(self.service.stop)
-        log.info("started", node=config.node.name, id=self.node_id, http=self.http.url)
+        log.info("started", node=config.node.name, id=self.node_id, http=f"http://{join_host_port(host, port)}/")
         self._spawn("taking part", self._take_part())
 
     async def _take_part(self) -> None:
         """Waits until this node belongs to a founded mesh, then does its share in it."""
         founding = await self.mesh.founded()
         share = Share(self, founding.voters)
-        self.agreement.join(share.group)
+        self.service.attach(share.group, self.executor)
         self.mesh.serve(PROPOSE, share.group.on_request)
         share.group.start()
         self._share = share
@@ -423,6 +413,16 @@ def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:
         async_slots=config.execution.async_slots,
         memory_bytes_max=config.execution.memory_mb_max << 20,
         scratch_directory=config.data_dir / "scratch",
+    )
+
+
+def http_server(config: Config, service: NodeService) -> HttpServer:
+    return HttpServer(
+        service,
+        bind=config.http.bind,
+        port=config.http.port,
+        token=load_token(config.token_file) if config.token_file is not None else None,
+        allow_unauthenticated=config.http.allow_unauthenticated,
     )
 
 
