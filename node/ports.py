@@ -24,8 +24,8 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     tier: Tier
     mesh_name: str
     data_dir: str
-    config_file: str = ""
     started_at_ms: int
+    http_address: str = ""
     formats: tuple[tuple[str, str], ...] = ()
     """Further versions worth knowing, by name: link protocol, storage format."""
 

@@ -58,16 +58,14 @@ T = TypeVar("T")
 
 
 class NodeService:
-    """One per daemon, on the loop thread. It serves before the mesh is founded too: the group it is given refuses
-    commands with `forming`, reads see an empty state, and the status says what is missing."""
+    """One per daemon, on the loop thread. It serves before the mesh is founded too: then only the status says anything,
+    and the rest is refused with `forming`; `attach` gives it the mesh."""
 
     def __init__(
         self,
         facts: NodeFacts,
         *,
-        group: GroupPort,
         mesh: MeshPort,
-        executor: ExecutorPort,
         registry: RegistryPort,
         live: LivePort,
         store: StorePort,
@@ -75,29 +73,36 @@ class NodeService:
     ) -> None:
         self.facts = facts
         self.mesh = mesh
-        self.executor = executor
+        self.executor: ExecutorPort | None = None
         self.registry = registry
         self.store = store
         self.now_ms = now_ms
         self.started_at = time.monotonic()
-        self.progress = ProgressClock(lambda: group.status().applied_index)
+        self.progress: ProgressClock | None = None
         self.replica_failure: str | None = None
         self.hub = EventHub(self._events_page)
         self._live = live
-        self._group = group
+        self._group: GroupPort | None = None
 
-    async def start(self) -> None:
-        """Call it before the node registers, so that its first command counts as progress."""
-        self._group.subscribe_events(self._on_events)
+    def attach(self, group: GroupPort, executor: ExecutorPort) -> None:
+        """The node takes part in a mesh from now on. Call it before the node registers, so that its first command
+        counts as progress."""
+        assert self._group is None, "attached twice"
+        self._group = group
+        self.executor = executor
+        self.progress = ProgressClock(lambda: group.status().applied_index)
         self.progress.start()
+        group.subscribe_events(self._on_events)
 
     async def stop(self) -> None:
         """Ends every watcher and waiter; further requests are refused with `stopping`."""
         self.hub.close()
-        await self.progress.stop()
+        if self.progress is not None:
+            await self.progress.stop()
 
     def _on_events(self, events: list[Numbered]) -> None:
-        self.progress.note()
+        if self.progress is not None:
+            self.progress.note()
         self.hub.publish(events)
 
     def note_replica_failure(self, reason: str) -> None:
@@ -105,17 +110,28 @@ class NodeService:
         self.replica_failure = reason
 
     @property
-    def status(self) -> GroupStatus:
-        return self._group.status()
+    def is_founded(self) -> bool:
+        return self._group is not None
 
     @property
-    def is_founded(self) -> bool:
-        """Whether the node takes part in a mesh; until then commands are refused and reads see an empty state."""
-        return bool(self.status.voters)
+    def status_or_none(self) -> GroupStatus | None:
+        """None until the node takes part."""
+        return None if self._group is None else self._group.status()
 
-    def _running(self) -> GroupPort:
+    @property
+    def status(self) -> GroupStatus:
+        """Raises `ServiceError`: `forming`, `stopping`."""
+        return self._attached().status()
+
+    def _attached(self) -> GroupPort:
         if self.hub.is_closed:
             raise ServiceError("stopping", "This node is stopping.", "Ask another node.")
+        if self._group is None:
+            raise ServiceError(
+                "forming",
+                f"This node does not take part in a mesh yet: {self.mesh.founding_status}.",
+                "See /status for what it waits for.",
+            )
         return self._group
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -338,7 +354,7 @@ class NodeService:
 
     async def _propose(self, command: AnyCommand) -> Applied:
         try:
-            answer = await self._running().propose(command, PROPOSE_S)
+            answer = await self._attached().propose(command, PROPOSE_S)
         except ConsensusError as error:
             raise of_consensus(error) from error
         if isinstance(answer, Refused):
@@ -351,14 +367,14 @@ class NodeService:
 
     async def _barrier(self) -> None:
         try:
-            await self._running().barrier(BARRIER_S)
+            await self._attached().barrier(BARRIER_S)
         except ConsensusError as error:
             raise of_consensus(error) from error
 
     def read(self, query: Callable[[Transaction], T]) -> T:
         """On one snapshot of this node's replica. Raises `ServiceError`: `quarantined`, `unavailable`."""
         try:
-            with self._running().read() as txn:
+            with self._attached().read() as txn:
                 return query(txn)
         except ConsensusError as error:  # quarantined
             raise of_consensus(error) from error

@@ -41,8 +41,8 @@ def health(service: NodeService) -> list[Check]:
 
 def readiness(service: NodeService) -> list[Check]:
     checks = health(service)
-    status = service.status
-    if not service.is_founded:
+    status = service.status_or_none
+    if status is None or service.progress is None:
         return [*checks, Check("founded", False, service.mesh.founding_status)]
     diverged = "this replica has diverged from the others and withdrawn itself"
     checks.append(Check("agreement", not status.is_quarantined, diverged if status.is_quarantined else "as the others"))
@@ -59,13 +59,13 @@ def readiness(service: NodeService) -> list[Check]:
 
 def document(service: NodeService) -> dict[str, Any]:
     """Everything an operator asks first. Works before the mesh is founded and while it has no leader."""
-    facts, status = service.facts, service.status
+    facts, status = service.facts, service.status_or_none
     members = _members(service)
     names = {member.node_id: member.name for member in members}
     peers = [_plain(peer) for peer in service.mesh.peers()]
     names.update({peer["node_id"]: peer["name"] for peer in peers if peer.get("name")})
     names[facts.node_id] = facts.name
-    leader = status.leader
+    leader = None if status is None else status.leader
     checks = readiness(service)
     return {
         "name": facts.name,
@@ -80,13 +80,13 @@ def document(service: NodeService) -> dict[str, Any]:
         "peers": peers,
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],
         "discovery": [_plain(entry) for entry in service.mesh.diary()],
-        "refusals": {"mesh": dict(service.mesh.counters()), "consensus": dict(status.dropped)},
-        "slots": _plain(service.executor.statistics()),
+        "refusals": {"mesh": dict(service.mesh.counters()), "consensus": dict(status.dropped) if status else {}},
+        "slots": None if service.executor is None else _plain(service.executor.statistics()),
         "storage": {**_plain(service.store.statistics()), "data_dir": facts.data_dir},
         "watchers": {"open": service.hub.watcher_count, "waiting": service.hub.waiter_count,
                      "closed_too_slow": service.hub.slow_count},
         "versions": versions(facts.formats),
-        "config_file": facts.config_file,
+        "http_address": facts.http_address,
         "uptime_s": round((service.now_ms() - facts.started_at_ms) / 1000, 3),
         "warnings": warnings(service, checks, peers, leader),
     }  # fmt: skip
@@ -120,15 +120,18 @@ def versions(formats: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
     return {"software": __version__, "python": platform.python_version(), "libraries": libraries, **dict(formats)}
 
 
-def _consensus(service: NodeService, status: GroupStatus, names: dict[NodeId, str]) -> dict[str, Any]:
+def _consensus(service: NodeService, status: GroupStatus | None, names: dict[NodeId, str]) -> dict[str, Any]:
     """The same keys before and after founding."""
+    if status is None:
+        nothing = ("role", "term", "commit_index", "applied_index", "last_index", "progress_age_s")
+        return {**dict.fromkeys(nothing), "voters": []}
     return {
-        "role": status.role.name.lower() if service.is_founded else None,
+        "role": status.role.name.lower(),
         "term": status.term,
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
         "last_index": status.last_index,
-        "progress_age_s": service.progress.age_s(),
+        "progress_age_s": None if service.progress is None else service.progress.age_s(),
         "voters": [
             {"node_id": voter, "name": names.get(voter), "match_index": status.match_index.get(voter)}
             for voter in status.voters

@@ -6,41 +6,41 @@ those who send a header byte by byte), header sizes; bodies and writes have dead
 
 import asyncio
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import structlog
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from node.config import join_host_port
 from node.http import limits
 from node.http.app import build_app
-from node.http.guard import Guard, HttpConfigError, load_token
+from node.http.guard import Guard, HttpConfigError
 from node.http.problems import Problem
 from node.service import NodeService
-from node.settings import HttpSettings
 
 log = structlog.get_logger()
 
 
 class HttpServer:
-    """`stop` gives open requests a moment, then closes them;
+    """`start` answers the address in use (port 0 takes any). `stop` gives open requests a moment, then closes them;
     call `NodeService.stop` first, so that watchers and waiters end by themselves."""
 
-    def __init__(self, service: NodeService, settings: HttpSettings) -> None:
-        """Reads the token file. Raises `HttpConfigError` if it cannot, or if the port would be open to everybody."""
-        self._bind, self._port = settings.bind, settings.port
-        token = load_token(Path(settings.token_file)) if settings.token_file else None
-        self._app = build_app(service, Guard(settings.bind, token, settings.allow_unauthenticated))
+    def __init__(
+        self,
+        service: NodeService,
+        *,
+        bind: str,
+        port: int,
+        token: str | None = None,
+        allow_unauthenticated: bool = False,
+    ) -> None:
+        """Raises `HttpConfigError` if the port would be open to everybody."""
+        self._bind = bind
+        self._port = port
+        self._app = build_app(service, Guard(bind, token, allow_unauthenticated))
         self._runner: _Runner | None = None
 
-    @property
-    def url(self) -> str:
-        """Where it listens; after `start` with the port that port 0 has become."""
-        return f"http://{join_host_port(self._bind, self._port)}"
-
-    async def start(self) -> None:
+    async def start(self) -> tuple[str, int]:
         """Raises `HttpConfigError` `bind_failed`."""
         runner = _Runner(
             self._app, access_log=None, handle_signals=False, keepalive_timeout=limits.IDLE_S,
@@ -58,7 +58,8 @@ class HttpServer:
                 "choose another port, or stop whoever uses it",
             ) from error
         self._runner = runner
-        self._port = runner.addresses[0][1]
+        host, port = runner.addresses[0][:2]
+        return host, port
 
     async def stop(self) -> None:
         if self._runner is not None:
