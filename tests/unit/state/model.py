@@ -79,11 +79,18 @@ def spec(ritual: str = "echo", **changes: Any) -> BranchSpec:
     return BranchSpec(**fields | changes)
 
 
-def submit(identity: SessionId = S1, branches: int = 2, *, at_ms: int = 10, **changes: Any) -> SubmitSession:
+def submit(
+    identity: SessionId = S1,
+    branches: int = 2,
+    *,
+    at_ms: int = 10,
+    specs: list[BranchSpec] | None = None,
+    **changes: Any,
+) -> SubmitSession:
     fields: dict[str, Any] = {
         "session_id": identity,
         "thought": "why?",
-        "branches": [spec() for _ in range(branches)],
+        "branches": [spec() for _ in range(branches)] if specs is None else specs,
         "consolidation": spec("consolidate"),
         "submitted_by": A,
         "at_ms": at_ms,

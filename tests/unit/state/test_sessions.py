@@ -15,6 +15,7 @@ from consensus.state.events import (
     SessionSubmitted,
 )
 from consensus.state.rows import Insight
+from storage.ids import SessionId
 from tests.unit.state.model import (
     FAILED,
     S1,
@@ -208,7 +209,7 @@ def test_cancelling_ends_what_is_not_terminal() -> None:
 
 def test_cancelling_an_unknown_session_is_refused() -> None:
     assert Replica().refuse(cancel()) == "unknown_session"
-    assert Replica().refuse(cancel(S1[:-1])) == "unknown_session"
+    assert Replica().refuse(cancel(SessionId(S1[:-1]))) == "unknown_session"
 
 
 def test_a_large_session_is_cancelled_with_few_events() -> None:
