@@ -5,13 +5,14 @@ Tasks and parameters are checked by the node that is asked; here only what it co
 """
 
 import importlib
+import inspect
 import json
 import sys
 import uuid
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from node.cli.exits import CommandError, Exit
 
@@ -93,7 +94,7 @@ def _from_ritual(name: str, values: Sequence[str]) -> dict[str, Any]:
     if maker is None:
         raise CommandError(f"the ritual {name!r} proposes no branches", Exit.USAGE, "use --ritual and --task")
     try:
-        branches = [_plain(branch) for branch in maker(*values)]
+        branches = [_plain(branch) for branch in maker(*_typed(maker, values))]
     except TypeError as error:
         raise CommandError(f"--branches-from {name}: {error}", Exit.USAGE) from None
     except (OSError, ValueError) as error:
@@ -101,6 +102,22 @@ def _from_ritual(name: str, values: Sequence[str]) -> dict[str, Any]:
     if not branches:
         raise CommandError(f"--branches-from {name}: nothing found that could become a branch", Exit.FAILED)
     return {"thought": f"{name} {' '.join(values)}".strip(), "ritual": name, "branches": branches}
+
+
+def _typed(maker: Callable[..., Any], values: Sequence[str]) -> list[Any]:
+    """The words of the command line as the types that the function asks for."""
+    kinds: list[Any] = []
+    for parameter in inspect.signature(maker, eval_str=True).parameters.values():
+        repeat = len(values) if parameter.kind is parameter.VAR_POSITIONAL else 1
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            kinds += [parameter.annotation] * repeat
+    if len(values) > len(kinds):
+        raise TypeError(f"{len(kinds)} arguments at most, found {len(values)}")
+    typed: list[Any] = []
+    for kind, value in zip(kinds, values, strict=False):
+        wanted = {int, float, Path} & {kind, *get_args(kind)}
+        typed.append(wanted.pop()(value) if len(wanted) == 1 else value)
+    return typed
 
 
 def _plain(branch: Any) -> dict[str, Any]:

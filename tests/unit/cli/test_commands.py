@@ -1,0 +1,245 @@
+"""Client commands against a node that answers what it is told to."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from node.cli.exits import Exit
+from node.cli.main import main
+from tests.unit.cli.conftest import NODE, SESSION_ID, Answer, FakeNode, insight_document, member, session
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_nodes_is_a_table(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on("/v1/members", {"members": [member(), member(name="ben", node_id="b" * 26, status="dead")], "leader": NODE})
+    assert main(["nodes"]) == Exit.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "id", "tier", "status", "slots", "address", "software"]
+    assert lines[1].split() == ["ann", NODE, "core", "(leader)", "alive", "2+100", "10.0.0.1:7781", "0.1.0"]
+    assert lines[2].split()[3] == "dead"
+    assert "\x1b" not in "".join(lines)
+
+
+def test_json_is_what_the_node_said(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nodes", "--json"]) == Exit.OK
+    assert json.loads(capsys.readouterr().out) == {"members": [member()], "leader": NODE, "as_of_index": 7}
+
+
+def test_status_shows_sections_and_peers(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on(
+        "/status",
+        {
+            "name": "ann", "tier": "core", "founding": "alone, waiting for 2 more",
+            "storage": {"used_bytes": 2048}, "peers": [{"name": "ben", "state": "up", "rtt_ms": 0.4}], "seeds": [],
+        },
+    )  # fmt: skip
+    assert main(["status"]) == Exit.OK
+    out = capsys.readouterr().out
+    assert "alone, waiting for 2 more" in out
+    assert "2.0 KiB" in out
+    assert "ben   up     0.4" in out
+
+
+def test_rituals(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    echo = {
+        "name": "echo", "version": "1", "kind": "async", "description": "Gives back.", "timeout_s": 60.0,
+        "source": "meshnode", "parameters": [
+            {"name": "text", "type": "str", "required": False, "default": "x", "allowed": "str", "meaning": "what"}
+        ],
+    }  # fmt: skip
+    node.on("/v1/rituals", {"rituals": [echo], "problems": [{"name": "bad", "reason": "ImportError: no"}]})
+    node.on("/v1/rituals/echo", {"ritual": echo})
+    node.problem("/v1/rituals/ecko", 404, "unknown_ritual", "No ritual 'ecko'.", "Did you mean 'echo'?")
+    assert main(["ritual", "list"]) == Exit.OK
+    assert "bad: ImportError: no" in capsys.readouterr().out
+    assert main(["ritual", "show", "echo"]) == Exit.OK
+    assert "text  str      x        what" in capsys.readouterr().out
+    assert main(["ritual", "show", "ecko"]) == Exit.NOT_FOUND
+    assert capsys.readouterr().err == "error: No ritual 'ecko' (unknown_ritual)\nfix: Did you mean 'echo'?\n"
+
+
+def test_session_list(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on("/v1/sessions", {"sessions": [session()], "next": "5"})
+    assert main(["session", "list", "--limit", "1", "--status", "completed"]) == Exit.OK
+    out = capsys.readouterr().out
+    assert SESSION_ID in out
+    assert "4/4" in out
+    assert "there are more" in out
+    assert node.requests[-1].query == {"limit": "1", "status": "completed"}
+    node.on("/v1/sessions", {"sessions": [], "next": None})
+    assert main(["session", "list"]) == Exit.OK
+    assert capsys.readouterr().out == "no sessions\n"
+
+
+def test_session_show_by_the_beginning_of_its_id(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on("/v1/sessions", {"sessions": [session()], "next": None})
+    node.on(f"/v1/sessions/{SESSION_ID}", {"session": session()})
+    node.on(f"/v1/sessions/{SESSION_ID}/insight", insight_document())
+    branch = {
+        "branch_index": 0, "status": "completed", "node_id": NODE, "attempt": 1, "duration_ms": 500, "task": "mix 0",
+        "failure": None, "live": None,
+    }  # fmt: skip
+    node.on(
+        f"/v1/sessions/{SESSION_ID}/branches",
+        {"branches": [branch], "next": "1"},
+        {"branches": [{**branch, "branch_index": 1, "failure": {"code": "x", "message": "broke"}}], "next": None},
+    )
+    assert main(["session", "show", "5f0c", "--branches"]) == Exit.OK
+    out = capsys.readouterr().out
+    for text in (
+        "what holds?",
+        "through ann",
+        "Growth holds; austerity alone does not.",
+        "Ranking (best 10 of 12)",
+        "- debt falls",
+        "- try a longer horizon",
+        "parallel efficiency 1.9",
+        "broke",
+    ):
+        assert text in out
+    assert "mix 10" not in out
+    provenance = next(line for line in out.splitlines() if line.startswith("  ann"))
+    assert provenance.split() == ["ann", NODE[:8], "4", "1", "2.0", "s", "echo", "1"]
+
+
+def test_a_session_that_is_not_there(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on("/v1/sessions", {"sessions": [], "next": None})
+    node.problem(f"/v1/sessions/{SESSION_ID}", 404, "unknown_session", "No session has this id.")
+    assert main(["session", "show", "abc"]) == Exit.NOT_FOUND
+    assert main(["session", "show", SESSION_ID]) == Exit.NOT_FOUND
+    assert "no session begins with 'abc'" in capsys.readouterr().err
+
+
+def test_cancel(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on(f"/v1/sessions/{SESSION_ID}/cancel", {"session": session(status="cancelled")})
+    assert main(["session", "cancel", SESSION_ID, "--reason", "enough"]) == Exit.OK
+    assert node.requests[-1].body == {"reason": "enough"}
+    assert capsys.readouterr().out == f"session {SESSION_ID} is cancelled\n"
+
+
+def test_token_is_sent(node: FakeNode, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret-token\nrest\n")
+    assert main(["nodes", "--token-file", str(tmp_path / "token")]) == Exit.OK
+    assert node.requests[-1].headers["Authorization"] == "Bearer secret-token"
+
+
+def test_next_node_is_asked_when_one_is_gone_or_cannot(
+    start_node: Callable[[], FakeNode], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping, good = start_node(), start_node()
+    stopping.problem("/v1/members", 503, "stopping", "This node is stopping.")
+    good.on("/v1/members", {"members": [], "leader": None})
+    assert main(["nodes", "--url", f"127.0.0.1:1,{stopping.url},{good.url}"]) == Exit.OK
+    assert "no members yet" in capsys.readouterr().out
+
+
+def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", "http://127.0.0.1:1"]) == Exit.UNREACHABLE
+    err = capsys.readouterr().err
+    assert err.startswith("error: no node answers: http://127.0.0.1:1 (connection refused)\nfix: ")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (503, "no_leader", Exit.UNREACHABLE),
+        (504, "timeout", Exit.TIMEOUT),
+        (401, "unauthorized", Exit.FAILED),
+        (409, "session_exists", Exit.FAILED),
+    ],
+)
+def test_refusals_have_their_exit_codes(
+    node: FakeNode, capsys: pytest.CaptureFixture[str], status: int, code: str, expected: Exit
+) -> None:
+    node.problem("/status", status, code, "So it is.", "Do this.")
+    assert main(["status"]) == expected
+    assert capsys.readouterr().err == f"error: So it is ({code})\nfix: Do this.\n"
+
+
+def test_another_program_on_the_port(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on("/status", Answer(stream=["<html>"]))
+    assert main(["status"]) == Exit.UNREACHABLE
+    assert "did not answer in JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:notaport", ","])
+def test_urls_that_are_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", url]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith("error: --url")
+
+
+@pytest.mark.parametrize(
+    "argv", [["nonsense"], ["session"], ["--config"], ["status", "--timeout", "0"], ["--check", "status"]]
+)
+def test_wrong_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == Exit.USAGE
+
+
+def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == Exit.USAGE
+    assert "exit codes:" in capsys.readouterr().err
+
+
+def test_secret_is_private_and_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "secret"
+    assert main(["secret", "new", str(path)]) == Exit.OK
+    text = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert text.strip() not in capsys.readouterr().out
+    assert main(["secret", "new", str(path)]) == Exit.FAILED
+    assert path.read_text() == text
+    assert "exists already and is not overwritten" in capsys.readouterr().err
+
+
+def test_check_says_what_a_file_comes_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MESHNODE_URL", raising=False)
+    path = tmp_path / "core.toml"
+    path.write_text("[node]\nname = 'ann'\n[mesh]\nsecret_file = 'secret'\n")
+    assert main(["--config", str(path), "--check"]) == Exit.OK
+    captured = capsys.readouterr()
+    assert captured.out.startswith("ok: node ann (core), mesh home founded with 3 core nodes, links on auto:7781")
+    assert captured.err.startswith(f"warning: {path}: [mesh] secret_file: found ")
+    assert main(["--config", str(path)]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith(f"error: {path}: [mesh] secret_file: found ")
+    path.write_text("[node]\nnmae = 'ann'\n")
+    assert main(["--config", str(path), "--check"]) == Exit.USAGE
+    err = capsys.readouterr().err
+    assert err.endswith("nearest valid key: [node] name\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("tier", ["edge", "leaf"])
+def test_tiers_that_come_later(tier: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(ROOT / "configs" / f"{tier}.toml")
+    assert main(["--config", path, "--check"]) == Exit.OK
+    assert "come in a later version" in capsys.readouterr().err
+    assert main(["--config", path]) == Exit.USAGE
+    assert (
+        f'{tier} nodes come in a later version and cannot be started yet; use tier = "core"' in capsys.readouterr().err
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom node.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'aiohttp', 'asyncio', 'msgspec', 'lmdb', 'zeroconf', 'cryptography', 'structlog', 'pysyncobj'}\n"
+        "found = heavy & set(sys.modules)\nassert not found, found\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "exit codes:" in result.stdout
