@@ -4,8 +4,8 @@ The rules, for a proposal P = (mesh id, voters, proposer, number):
 
 1. A fresh Core node that sees at least `expect` fresh Core nodes (itself included) and has the lowest id of them
    proposes the `expect` lowest ids. It promises P itself, durably, before it tells anybody.
-2. A node promises at most one proposal at a time, durably, before it answers. It never promises a number at or below its
-   durable `floor`; promising, and refusing, raise the floor to the number.
+2. A node promises at most one proposal at a time, durably, before it answers. It never promises a number at or below
+   its durable `floor`; promising, and refusing, raise the floor to the number.
 3. P is founded by whoever knows that ALL its voters promised it. Two proposals that share a voter can therefore
    never both be founded, unless a promise was taken back. A promise is taken back only when P is provably dead:
    a. some voter says Never(P): it has not promised P, and its floor forbids it to; or
@@ -16,8 +16,8 @@ The rules, for a proposal P = (mesh id, voters, proposer, number):
 5. A member that meets a founded node adopts its founding, so lost messages and crashes only cost time.
 
 This is two-phase commit with cooperative termination (Bernstein, Hadzilacos, Goodman 1987, section 7.4). A time-out
-alone never breaks a promise: the proposer may have founded the mesh an instant before it vanished. What can block is the
-loss for good of the proposer and of another member within the same few milliseconds; the status text says what to do.
+alone never breaks a promise: the proposer may have founded the mesh an instant before it vanished. What can block is
+the loss for good of the proposer and of another member within the same few milliseconds; the status says what to do.
 """
 
 import hashlib
@@ -170,6 +170,7 @@ class Bootstrap:
         self._held_since = now  # when the present promise was made or read
         self._propose_at = now
         self._is_told = False
+        self._now = now
 
     @property
     def is_founded(self) -> bool:
@@ -182,6 +183,7 @@ class Bootstrap:
     def step(self, given: Input, now: float, wall_ms: int) -> list[Effect]:
         """Take one input. `wall_ms` only labels a new founding."""
         effects: list[Effect] = []
+        self._now = now
         match given:
             case LinkUp(peer):
                 self._linked.add(peer)
@@ -344,7 +346,7 @@ class Bootstrap:
             self._maybe_found(held, effects)
 
     def _should_withdraw(self, held: FoundingRecord, now: float) -> bool:
-        """A member has been away for long, one that could declare the proposal dead is here, and so is a replacement."""
+        """A member is long away, one that could declare the proposal dead is here, and so is a replacement."""
         if now - self._held_since < PROMISE_UNREACHABLE_S:
             return False
         others = [voter for voter in held.voters if voter != self.own]
@@ -424,8 +426,8 @@ class Bootstrap:
             return self._status_promised(record, founded)
         if founded:
             return (
-                f"mesh {founded[0].mesh_id} is founded by {', '.join(founded[0].voters)}; joining an existing mesh as a new "
-                "voter comes with membership changes in a later version"
+                f"mesh {founded[0].mesh_id} is founded by {', '.join(founded[0].voters)}; joining an existing mesh as a "
+                "new voter comes with membership changes in a later version"
             )
         odd = {view.expect for view in self._views.values() if view.tier == "core"} - {self._expect}
         if odd:
@@ -442,16 +444,18 @@ class Bootstrap:
     def _status_promised(self, record: FoundingRecord, founded: list[FoundingRecord]) -> str:
         if any(self.own in other.voters and other.mesh_id != record.mesh_id for other in founded):
             return (
-                f"this node promised to found {record.mesh_id} but is a voter of another founded mesh: its data directory "
-                "was changed or restored; remove it to start as a new node"
+                f"this node promised to found {record.mesh_id} but is a voter of another founded mesh: its data "
+                "directory was changed or restored; remove it to start as a new node"
             )
         away = [voter for voter in record.voters if voter != self.own and voter not in self._linked]
         if not away:
             return "agreeing on founding the mesh"
+        text = f"founding the mesh, waiting for {', '.join(away)}"
+        if all(self._gone_s(voter, self._now) < PROMISE_UNREACHABLE_S for voter in away):
+            return text
         return (
-            f"founding the mesh with {', '.join(v for v in record.voters if v != self.own)}; waiting for {', '.join(away)} "
-            "to come back (if gone for good, remove the data directories of the others and start again: nothing is lost, "
-            "as no mesh was founded yet)"
+            f"{text} to come back; if gone for good, remove the data directories of "
+            f"{', '.join(voter for voter in record.voters if voter not in away)} and start again: no mesh was founded here"
         )
 
 

@@ -1,4 +1,4 @@
-"""The shell of `bootstrap`: feeds it links, frames and time, and carries out its effects in order, saves off the loop."""
+"""The shell of `bootstrap`: feeds it links, frames and time, carries out its effects in order, saves off the loop."""
 
 import asyncio
 import time

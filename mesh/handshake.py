@@ -15,7 +15,7 @@ from storage.ids import InstanceId, MeshId, NodeId
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
 
-QUIET_CODES: Final = frozenset({"self", "duplicate", "stopping"})
+QUIET_CODES: Final = frozenset({"self", "duplicate", "stopping", "hung_up"})
 """Refusals that are part of normal life: counted, not logged as warnings."""
 
 

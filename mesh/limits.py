@@ -10,13 +10,13 @@ HANDSHAKE_FRAME_BYTES_MAX = 16 * 1024
 """Bytes of a frame before the peer is welcome. A Hello is under 1 KiB; seven voters and eight addresses fit easily."""
 
 NOTICE_BYTES_MAX = 1024 * 1024
-"""Bytes of one notice. Frames are not split, so this bounds how long a bulk frame can hold up a heartbeat (8 ms at 1 Gb/s)."""
+"""Bytes of one notice. Frames are not split: this bounds how long bulk can hold up a heartbeat (8 ms at 1 Gb/s)."""
 
 NAME_BYTES_MAX = 255
 """Bytes of a method or topic name: its length is one byte on the wire."""
 
 CONTROL_FRAMES_MAX = 1024
-"""Control frames waiting on one link. They are tiny and rare: more means the peer has stopped reading; the link is closed."""
+"""Control frames waiting on one link. Tiny and rare: more means the peer has stopped reading; the link is closed."""
 
 RAFT_FRAMES_MAX = 1024
 RAFT_BYTES_MAX = 16 * 1024 * 1024
@@ -45,7 +45,7 @@ UNSENT_LOW_WATER_BYTES = 128 * 1024
 
 HANDSHAKES_PENDING_MAX = 64
 HANDSHAKES_PENDING_PER_ADDRESS_MAX = 16
-"""Inbound connections not yet welcome, in all and from one address: strangers may cost us this many sockets, no more."""
+"""Inbound connections not yet welcome, in all and from one address: strangers cost us this many sockets, no more."""
 
 HANDSHAKE_TIMEOUT_S = 5.0
 """TLS and Hello together. A Raspberry Pi needs 50 ms; a slow loris gets no longer than this."""

@@ -1,7 +1,7 @@
 """The mesh as the node uses it: start, who is there, frames to and from them, and the founding of the mesh.
 
-Handlers (`on_raft`, `on_notice`, `on_link_up`, `on_link_down`, `serve`) are set before `start()` and called on the loop;
-they must not block. Order: frames of one class from one peer arrive in order while one link lives. Delivery: nothing
+Handlers (`on_raft`, `on_notice`, `on_link_up`, `on_link_down`, `serve`) are set before `start()` and called on the
+loop; they must not block. Order: frames of one class from one peer arrive in order while one link lives. Delivery: nothing
 is guaranteed but `request`, whose errors say whether the peer may have acted.
 """
 
@@ -191,7 +191,7 @@ class Mesh:
         return link is not None and link.notify(topic, payload)
 
     async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
-        """Ask a peer. Errors: PeerUnavailable, RequestTimedOut, RemoteFailed; see each for whether it may have acted."""
+        """Ask a peer. Errors: PeerUnavailable, RequestTimedOut, RemoteFailed; each says whether it may have acted."""
         link = self._manager.links.get(peer)
         if link is None:
             raise PeerUnavailable("no_link", f"no link to {peer}")
@@ -316,10 +316,9 @@ class Mesh:
 
     async def _discover(self) -> None:
         # Imported here and on a thread: 140 ms that a first result must not wait for.
-        lan_module = await asyncio.to_thread(_import_lan)
-        lan: LanDiscovery = lan_module.LanDiscovery(self, self._log)
-        self._lan = lan
-        await lan.run()
+        discovery = await asyncio.to_thread(_import_lan)
+        self._lan = discovery(self, self._log)
+        await self._lan.run()
 
 
 class _User:
@@ -355,10 +354,10 @@ def _has_port(address: str) -> bool:
     return True
 
 
-def _import_lan():  # type: ignore[no-untyped-def]
-    import mesh.discovery.lan
+def _import_lan() -> "type[LanDiscovery]":
+    from mesh.discovery.lan import LanDiscovery
 
-    return mesh.discovery.lan
+    return LanDiscovery
 
 
 __all__ = ["Founding", "FoundingStore", "Mesh", "MeshSettings", "PeerHello", "PeerStatus"]

@@ -1,4 +1,7 @@
-"""Where peers may be reached: bounded, newest address first. Pure. Addresses are hints; only a handshake tells who is there."""
+"""Where peers may be reached: bounded, newest address first. Pure.
+
+Addresses are hints; only a handshake tells who is there.
+"""
 
 from collections.abc import Iterable
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mesh.limits import BACKOFF_FIRST_S, BACKOFF_MAX_S, BACKOFF_REFUSED_S, DIAL_DEFERENCE_S, PEERS_KNOWN_MAX
 from mesh.links.book import AddressBook
-from mesh.supervise import Supervisor
+from mesh.supervise import Logger, Supervisor
 from storage.ids import NodeId
 
 
@@ -44,14 +44,14 @@ class Dialler:
         dial: Callable[[str], Awaitable[Dialled]],
         is_linked: Callable[[NodeId], bool],
         rng: random.Random,
-        tasks: Supervisor,
+        log: Logger,
     ) -> None:
         self._own = own
         self._book = book
         self._dial = dial
         self._is_linked = is_linked
         self._rng = rng
-        self._tasks = tasks
+        self._tasks = Supervisor(log)
         self._peers: dict[NodeId, Target] = {}
         self._seeds: dict[str, Target] = {}
 
@@ -86,6 +86,10 @@ class Dialler:
     def seed_errors(self) -> dict[str, str]:
         """Seeds that do not answer, with the reason."""
         return {address: target.last_error for address, target in self._seeds.items() if target.last_error}
+
+    async def stop(self) -> None:
+        """Dial nobody any more."""
+        await self._tasks.close()
 
     async def _run(self, target: Target) -> None:
         failures = 0

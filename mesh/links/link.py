@@ -37,6 +37,7 @@ from mesh.links.frames import (
     unpack_notice,
 )
 from mesh.links.outbox import Outbox, Priority
+from mesh.links.tls import TlsConnection, TlsUser
 from mesh.supervise import Supervisor
 from storage.ids import InstanceId, NodeId
 
@@ -61,7 +62,7 @@ class LinkEvents(Protocol):
     def handler_failed(self, what: str, error: Exception) -> None: ...
 
 
-class Link(asyncio.Protocol):
+class Link(TlsUser):
     """See the module. All methods are for the loop's thread."""
 
     def __init__(self, events: LinkEvents, tasks: Supervisor, remote: str, *, is_dialled: bool) -> None:
@@ -70,7 +71,7 @@ class Link(asyncio.Protocol):
         self._tasks = tasks
         self._parser = FrameParser(HANDSHAKE_FRAME_BYTES_MAX)
         self._outbox = Outbox()
-        self._transport: asyncio.Transport | None = None
+        self._transport: TlsConnection | None = None
         self._is_paused = self._is_corked = self._is_flush_due = False
         self._pending: dict[int, asyncio.Future[bytes]] = {}
         self._serving: dict[int, asyncio.Task[None]] = {}
@@ -104,11 +105,11 @@ class Link(asyncio.Protocol):
 
     # --- life ---
 
-    def attach(self, transport: asyncio.Transport) -> None:
-        """TLS is done: `transport` carries our frames."""
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES, low=WRITE_BUFFER_LOW_BYTES)
-        local = transport.get_extra_info("sockname")
+    def attach(self, connection: TlsConnection) -> None:
+        """TLS is done: `connection` carries our frames."""
+        self._transport = connection
+        connection.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES, low=WRITE_BUFFER_LOW_BYTES)
+        local = connection.get_extra_info("sockname")
         self.local_host = str(local[0]) if local else ""
 
     def open(self, hello: Hello) -> None:
@@ -380,7 +381,7 @@ class Link(asyncio.Protocol):
             if not self._send(Priority.REQUEST, pack_id(Kind.RESPONSE, request_id, answer)):
                 self._fail(request_id, "busy", "the answer was shed: the link is backlogged")
         except Exception as error:
-            # Errors of the product carry a stable code and a message that may be shown; others are bugs, named to us only.
+            # Errors of the product carry a stable code and a message that may be shown; others are bugs, logged here.
             code = getattr(error, "code", None)
             if isinstance(code, str):
                 self._fail(request_id, code, str(error))

@@ -86,8 +86,8 @@ def open_sockets(host: str, port: int, *, has_secret: bool) -> list[socket.socke
     if not has_secret and (host == "auto" or not _is_loopback(host)):
         raise BindError(
             "secret_required",
-            f"refusing to listen on {'all addresses' if host == 'auto' else host} without a mesh secret, as anybody could "
-            "join: make one with `meshnode secret new`, copy it to every node and set [mesh] secret_file; "
+            f"refusing to listen on {'all addresses' if host == 'auto' else host} without a mesh secret, as anybody "
+            "could join: make one with `meshnode secret new`, copy it to every node and set [mesh] secret_file; "
             'or set [mesh] bind = "127.0.0.1" to stay on this machine',
         )
     if host != "auto":

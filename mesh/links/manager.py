@@ -11,7 +11,7 @@ import random
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from mesh.errors import FrameError, HandshakeRefused, MeshError
 from mesh.handshake import Hello, Refuse, cloned_instance, judge, read_hello, read_refuse
@@ -27,6 +27,7 @@ from mesh.links.dialler import Dialled, Dialler
 from mesh.links.frames import Kind
 from mesh.links.link import Link, Server, cause_of
 from mesh.links.listener import Doorstep
+from mesh.links.tls import TlsConnection
 from mesh.liveness import Liveness
 from mesh.refusals import Refusals
 from mesh.supervise import Logger, Supervisor
@@ -34,7 +35,7 @@ from mesh.trust import Trust, peer_node_id
 from storage.ids import NodeId
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named in Python 3.12; 25 is Linux's number
-_SHUTDOWN_S = 1.0
+_STOP_S = 2.0  # a link flushes for one second at most
 _WRONG_SECRET = (
     "CERTIFICATE_VERIFY_FAILED",
     "TLSV1_ALERT_UNKNOWN_CA",
@@ -73,7 +74,7 @@ class LinkManager:
         self.links: dict[NodeId, Link] = {}
         self.book = AddressBook(own)
         self.liveness = Liveness()
-        self.dialler = Dialler(own, self.book, self.dial, self.links.__contains__, rng, tasks)
+        self.dialler = Dialler(own, self.book, self.dial, self.links.__contains__, rng, log)
         self._hello = hello
         self._trust = trust
         self._user = user
@@ -88,10 +89,11 @@ class LinkManager:
 
     async def stop(self) -> None:
         """Say goodbye on every link and wait until all transports are gone (a second at most)."""
+        await self.dialler.stop()
         for link in tuple(self._open):
             link.close("stopping", Refuse("stopping", "the node is stopping"))
         if closing := [link.closed for link in self._open]:
-            await asyncio.wait(closing, timeout=2 * _SHUTDOWN_S)
+            await asyncio.wait(closing, timeout=_STOP_S)
 
     def learn(self, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool:
         """A hint from discovery, gossip or memory. True if it was new."""
@@ -210,9 +212,9 @@ class LinkManager:
             raise
 
     async def _ask(self, link: Link, presented: NodeId) -> None:
-        """Say Hello and wait for the Welcome. It is judged inside `data_received`: frames may follow in the same piece."""
+        """Say Hello, await the Welcome. It is judged inside `data_received`: frames may follow in the same piece."""
         ours = self._hello(link.local_host)
-        outcome: asyncio.Future[Refuse | None] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def answered(kind: Kind, body: bytes) -> None:
             if outcome.done():
@@ -231,11 +233,12 @@ class LinkManager:
                 outcome.set_exception(error)
 
         link.on_first_frame = answered
+        ended: asyncio.Future[Any] = link.first_frame  # never answered here: set when the connection ends first
         link.hello_out(Kind.HELLO, ours)
         try:
-            await asyncio.wait([outcome, link.first_frame], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([outcome, ended], return_when=asyncio.FIRST_COMPLETED)
             if not outcome.done():
-                await link.first_frame  # raises what ended the connection
+                ended.result()  # raises what ended the connection
             elif (suspicion := await outcome) is not None:
                 # A link to another instance of this id came up while we dialled: is it the clone, or a corpse?
                 old = self.links.get(presented)
@@ -255,21 +258,14 @@ class LinkManager:
         raw = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # not on every system; only bulk latency suffers
             raw.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_LOW_WATER_BYTES)
-        tls = await asyncio.get_running_loop().start_tls(
-            transport,
-            link,
-            self._trust.server if is_server else self._trust.client,
-            server_side=is_server,
-            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-            ssl_shutdown_timeout=_SHUTDOWN_S,
+        connection = TlsConnection(
+            transport, self._trust.server if is_server else self._trust.client, link, is_server=is_server
         )
-        if tls is None or link.closed.done():
-            raise ConnectionResetError("the peer closed the connection")
         self._open.add(link)
         link.closed.add_done_callback(lambda _: self._open.discard(link))
-        link.attach(tls)
-        ssl_object: ssl.SSLObject = tls.get_extra_info("ssl_object")
-        return ssl_object
+        connection.start()
+        await connection.handshaken
+        return connection.ssl_object
 
     def _read(self, kind: Kind, body: bytes, wanted: Kind) -> Hello:
         if kind in (Kind.REFUSE, Kind.BYE):
