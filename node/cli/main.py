@@ -159,9 +159,9 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
             return secret.new(arguments.file)
         case "doctor":
-            from node.cli.doctor import command
+            from node.cli.doctor.command import run as examine
 
-            return command.run(arguments)
+            return examine(arguments)
         case "session":
             from node.cli import sessions
 

@@ -119,7 +119,8 @@ def test_waiting_gives_up_at_its_deadline(node: FakeNode, capsys: pytest.Capture
     words = ["--ritual", "echo", "--task", "x", "--wait", "--timeout", "0.05"]
     assert main(["session", "submit", *words]) == Exit.TIMEOUT
     assert capsys.readouterr().err == (
-        f"error: session {SESSION_ID} is processing after 0.05 s; it goes on\nfix: meshnode session watch {SESSION_ID}\n"
+        f"error: session {SESSION_ID} is processing after 0.05 s; it goes on\n"
+        f"fix: meshnode session watch {SESSION_ID}\n"
     )
 
 
