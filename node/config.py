@@ -291,6 +291,7 @@ def _resolved(config: Config, base: Path, environ: Mapping[str, str], origin: Ma
         start = Path.cwd() if origin.get((section, key), "").startswith(ENVIRONMENT_PREFIX) else base
         return os.path.normpath(start / text)
 
+    folders = [absolute("execution", "readable_folders", folder) for folder in config.execution.readable_folders]
     name = config.node.name or socket.gethostname().partition(".")[0][:63] or "node"
     return msgspec.structs.replace(
         config,
@@ -299,6 +300,7 @@ def _resolved(config: Config, base: Path, environ: Mapping[str, str], origin: Ma
         ),
         mesh=msgspec.structs.replace(config.mesh, secret_file=absolute("mesh", "secret_file", config.mesh.secret_file)),
         http=msgspec.structs.replace(config.http, token_file=absolute("http", "token_file", config.http.token_file)),
+        execution=msgspec.structs.replace(config.execution, readable_folders=folders),
     )
 
 
@@ -314,6 +316,9 @@ def _check_combinations(config: Config, origin: Mapping[tuple[str, str], str]) -
         if not _is_host(host) and not (section == "mesh" and host == "auto"):
             auto = "`auto`, " if section == "mesh" else ""
             refuse(section, "bind", repr(host), f"{auto}an IP address or a host name")
+    for folder in config.execution.readable_folders:
+        if not folder or os.pathsep in folder:
+            refuse("execution", "readable_folders", repr(folder), f"folders whose names hold no {os.pathsep!r}")
     for seed in mesh.seeds:
         if not _is_host_port(seed):
             refuse("mesh", "seeds", repr(seed), 'entries of the form "host:port", port 1 to 65535')

@@ -139,6 +139,14 @@ class ExecutionSettings(Section, frozen=True, kw_only=True):
             description="RAM one worker process may use, in MiB; beyond it the attempt fails and says so.",
         ),
     ] = 1024
+    readable_folders: Annotated[
+        list[str],
+        Meta(
+            max_length=64,
+            description="Folders whose files `reflect` may read by their path. Whoever may submit a session can then "
+            "see what is in them; texts sent with a session need none.",
+        ),
+    ] = []
 
 
 class LogSettings(Section, frozen=True, kw_only=True):

@@ -42,10 +42,11 @@ def status_text(status: Mapping[str, Any]) -> str:
     for name, value in status.items():
         if isinstance(value, Mapping) and value:
             flat = {key: item for key, item in value.items() if not _is_nested(item)}
-            parts += [render.heading(_words(name)), _pairs(flat, "  ")]
+            inner = [_pairs(flat, "  ")] if flat else []
             for key, item in value.items():
                 if _is_nested(item) and item:
-                    parts += [f"  {_words(key)}", _nested(item, "    ")]
+                    inner += [f"  {_words(key)}", _nested(item, "    ")]
+            parts += [render.heading(_words(name)), *inner] if inner else []
         elif _is_nested(value) and value:
             parts += [render.heading(_words(name)), _nested(value, "  ")]
     return "\n".join(part for part in parts if part)
@@ -68,7 +69,7 @@ def nodes_text(answer: Mapping[str, Any]) -> str:
         ]
         for row in members
     ]
-    return render.table(["name", "id", "tier", "status", "slots", "address", "software"], rows)
+    return render.table(["name", "id", "tier", "status", "slots", "address", "software"], rows, keep=(1,))
 
 
 def rituals_text(answer: Mapping[str, Any]) -> str:

@@ -195,7 +195,10 @@ def _daemon(path: Path, *, is_check: bool) -> int:
 
     logs.configure(config.log.level, config.log.format)
     from node.app import run
+    from node.rituals.builtin.reflect import ROOTS_VARIABLE
 
+    if config.execution.readable_folders:  # workers inherit it
+        os.environ[ROOTS_VARIABLE] = os.pathsep.join(config.execution.readable_folders)
     return run(config)
 
 

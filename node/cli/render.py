@@ -26,6 +26,9 @@ _STATUS_COLOURS = {
     "fail": "red",
 }
 
+COLUMN_CELLS_MIN = 12
+"""A column is not cut to less; rather the lines get too long."""
+
 
 def has_colour(stream: TextIO | None = None) -> bool:
     """On a terminal, unless NO_COLOR is set (no-color.org)."""
@@ -48,15 +51,26 @@ def width() -> int:
     return max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, indent: str = "", right: Sequence[int] = ()) -> str:
-    """Aligned columns under a head; the widest textual column is cut so that lines fit the terminal. `right` names the
-    columns that are aligned to the right."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    indent: str = "",
+    right: Sequence[int] = (),
+    keep: Sequence[int] = (),
+) -> str:
+    """Aligned columns under a head; the widest columns are cut so that lines fit the terminal, but never those in
+    `keep` (ids are useless when cut). `right` names the columns that are aligned to the right."""
     texts = [[clean(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(head, *texts, strict=True)]
     excess = len(indent) + sum(widths) + 2 * (len(widths) - 1) - width()
-    if excess > 0:
-        widest = max(range(len(widths)), key=widths.__getitem__)
-        widths[widest] = max(12, widths[widest] - excess)
+    flexible = [index for index in range(len(widths)) if index not in keep]
+    while excess > 0 and flexible:
+        widest = max(flexible, key=widths.__getitem__)
+        if widths[widest] <= COLUMN_CELLS_MIN:
+            break
+        widths[widest] -= 1
+        excess -= 1
 
     def line(cells: Sequence[str], is_head: bool) -> str:
         parts = []
@@ -83,6 +97,12 @@ def bullets(lines: Iterable[object], indent: str = "  ") -> str:
         textwrap.fill(clean(line), width() - 2, initial_indent=f"{indent}- ", subsequent_indent=f"{indent}  ")
         for line in lines
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 branch`, `2 branches`."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count} {noun}{ending}"
 
 
 def heading(text: str) -> str:

@@ -53,16 +53,17 @@ def submit(api: Api, arguments: Namespace) -> int:
     body = drafts.build(arguments)
     answer = api.post("/v1/sessions", body)
     session = answer["session"]
+    branches = render.counted(int(session["total_branches"]), "branch")
     if not (arguments.wait or arguments.watch):
         if arguments.json:
             render.print_json(answer)
         else:
             again = "" if answer.get("created", True) else " (had been submitted before)"
-            print(f"session {session['id']} accepted with {session['total_branches']} branches{again}")
+            print(f"session {session['id']} accepted with {branches}{again}")
             print(f"follow it with: meshnode session watch {session['id']}")
         return Exit.OK
     if not arguments.json:
-        print(f"session {session['id']} accepted with {session['total_branches']} branches", flush=True)
+        print(f"session {session['id']} accepted with {branches}", flush=True)
     return follow(api, str(session["id"]), arguments, is_shown=bool(arguments.watch))
 
 
@@ -102,7 +103,7 @@ def list_sessions(api: Api, arguments: Namespace) -> int:
     if not rows:
         print("no sessions")
     else:
-        print(render.table(["id", "status", "done", "failed", "submitted", "thought"], rows, right=(2, 3)))
+        print(render.table(["id", "status", "done", "failed", "submitted", "thought"], rows, right=(2, 3), keep=(0, 4)))
         if answer.get("next"):
             print("there are more: raise --limit")
     return Exit.OK

@@ -72,6 +72,17 @@ def test_tables_are_aligned_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.splitlines() == ["    name  note", "     ann  " + "x" * 27 + "...", "benjamin  -"]
 
 
+def test_ids_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    text = render.table(["id", "a", "b"], [["i" * 36, "x" * 30, "y" * 30]], keep=(0,))
+    assert text.splitlines()[1] == f"{'i' * 36}  {'x' * 9}...  {'y' * 9}..."
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, "0 branches"), (1, "1 branch"), (2, "2 branches")])
+def test_counts(count: int, expected: str) -> None:
+    assert render.counted(count, "branch") == expected
+
+
 @pytest.mark.parametrize(
     ("milliseconds", "expected"),
     [

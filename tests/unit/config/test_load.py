@@ -68,6 +68,13 @@ def test_paths_start_at_the_file_or_at_home_or_where_the_process_starts(
     assert config.token_file == tmp_path / "token"
 
 
+def test_readable_folders_are_absolute(tmp_path: Path) -> None:
+    path = tmp_path / "core.toml"
+    path.write_text("[execution]\nreadable_folders = ['texts', '~/notes']\n")
+    folders = load(path, {"HOME": "/home/ann"}).execution.readable_folders
+    assert folders == [str(tmp_path / "texts"), "/home/ann/notes"]
+
+
 def test_with_a_secret_all_addresses_are_used() -> None:
     assert load(None, {"MESHNODE_MESH_SECRET_FILE": "/s"}).mesh_bind == "auto"
 
