@@ -23,6 +23,9 @@ from node.executor import protocol
 from node.executor.limits import STDERR_BYTES_PER_READ, STDERR_PAUSE_S, STDERR_TAIL_BYTES, STOP_GRACE_S
 from node.rituals.registry import child_environment
 
+TAIL_LINES = 6
+"""Of a worker's last words in a failure's message."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
@@ -132,9 +135,14 @@ class WorkerProcess:
         return self._process.returncode
 
     def tail(self) -> str:
-        """The last lines it wrote to its standard error, on one line."""
-        lines = self._tail.decode(errors="replace").strip().splitlines()
-        return " | ".join(line.strip() for line in lines[-8:] if line.strip())[-600:]
+        """The telling part of what it last wrote to its standard error, on one line."""
+        text = self._tail.decode(errors="replace").strip()
+        fatal = text.rfind("Fatal Python error")
+        if fatal >= 0:  # the interpreter lists the innermost frame first
+            lines = text[fatal:].splitlines()[:TAIL_LINES]
+        else:
+            lines = text.splitlines()[-TAIL_LINES:]
+        return " | ".join(line.strip()[:200] for line in lines if line.strip())[:600]
 
     def post(self, message: list[Any]) -> None:
         """Send soon, together with everything else of this iteration of the loop."""

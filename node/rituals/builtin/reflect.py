@@ -25,6 +25,8 @@ PATTERNS_MAX = 16
 """As many patterns of a result as the mesh remembers."""
 
 CONCEPTS_MAX = 40
+"""Among which connections are sought: the heaviest phrases that occur at least twice."""
+
 CONNECTIONS_MAX = 24
 CONNECTION_NPMI_MIN = 0.2
 CONNECTION_SENTENCES_MIN = 2
@@ -103,7 +105,7 @@ def reflect(context: Context) -> Knowledge:
     sentences = sentences_of(text)
     ranked = key_phrases(sentences)
     context.progress(0.6, "finding connections")
-    links = connections_of(sentences, [phrase for phrase, _, _ in ranked[:CONCEPTS_MAX]])
+    links = connections_of(sentences, [phrase for phrase, _, times in ranked if times > 1][:CONCEPTS_MAX])
     top = ranked[:PATTERNS_MAX]
     patterns = [phrase for phrase, _, _ in top]
     context.progress(0.9, "asking what the mesh has seen")
