@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from consensus.engine import Role
 from consensus.state.commands import Canary
 from node.app import Node
 from node.config import load
@@ -29,7 +30,7 @@ async def serve(config_path: Path, results: Path) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with Node(load(config_path, {})) as node:
         await node.wait_serving()
-        if node.group.is_leader:
+        if node.group.status().role is Role.LEADER:
             await asyncio.sleep(1.0)  # the others have registered, canaries are through
             for in_flight, commands in LOADS:
                 line = await run_load(node, in_flight, commands)
