@@ -187,12 +187,13 @@ def _check_spec(where: str, spec: BranchSpec) -> None:
     _range(f"{where}.timeout_ms", spec.timeout_ms, 1, TIMEOUT_MS_MAX)
     _range(f"{where}.attempts_max", spec.attempts_max, 1, ATTEMPTS_MAX)
     _range(f"{where}.seed", spec.seed, 0, 2**64 - 1)
-    if spec.parameters:
-        try:
+    if not _is_json(spec.parameters, JSON_DEPTH_MAX) or len(encode(spec.parameters)) > PARAMETERS_BYTES_MAX:
+        try:  # slower, and says what is wrong
             check_json(spec.parameters, PARAMETERS_BYTES_MAX, JSON_DEPTH_MAX)
         except CodecError as error:
             code = "too_large" if error.code == "too_large" else "malformed"
             raise CommandError(code, f"{where}.parameters: {error}") from error
+        raise CommandError("malformed", f"{where}.parameters: plain data expected")
 
 
 def _check_registration(command: RegisterMember) -> None:
