@@ -426,8 +426,8 @@ class Bootstrap:
             return self._status_promised(record, founded)
         if founded:
             return (
-                f"mesh {founded[0].mesh_id} is founded by {', '.join(founded[0].voters)}; joining an existing mesh as a "
-                "new voter comes with membership changes in a later version"
+                f"mesh {founded[0].mesh_id} is founded by {', '.join(founded[0].voters)}; joining an existing mesh as "
+                "a new voter comes with membership changes in a later version"
             )
         odd = {view.expect for view in self._views.values() if view.tier == "core"} - {self._expect}
         if odd:
@@ -455,7 +455,7 @@ class Bootstrap:
             return text
         return (
             f"{text} to come back; if gone for good, remove the data directories of "
-            f"{', '.join(voter for voter in record.voters if voter not in away)} and start again: no mesh was founded here"
+            f"{', '.join(voter for voter in record.voters if voter not in away)} and start again: no mesh is founded"
         )
 
 

@@ -37,7 +37,7 @@ class RequestTimedOut(MeshError):
 
 
 class RemoteFailed(MeshError):
-    """The peer answered with a failure. `code` is the peer's; `busy`, `unknown_method`, `internal` are the mesh's own."""
+    """The peer answered with a failure; `code` is the peer's; `busy`, `unknown_method`, `internal` are the mesh's."""
 
 
 class FrameError(MeshError):

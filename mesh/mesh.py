@@ -1,8 +1,8 @@
 """The mesh as the node uses it: start, who is there, frames to and from them, and the founding of the mesh.
 
 Handlers (`on_raft`, `on_notice`, `on_link_up`, `on_link_down`, `serve`) are set before `start()` and called on the
-loop; they must not block. Order: frames of one class from one peer arrive in order while one link lives. Delivery: nothing
-is guaranteed but `request`, whose errors say whether the peer may have acted.
+loop; they must not block. Order: frames of one class from one peer arrive in order while one link lives. Delivery is
+not guaranteed; the errors of `request` say whether the peer may have acted.
 """
 
 import asyncio

@@ -91,7 +91,7 @@ def _has(interface: Interface, flag: int) -> bool:
 
 
 def read_interfaces() -> tuple[Interface, ...]:
-    """What the machine has now: IPv4 addresses, which every zeroconf network has (a few system calls; do not call often)."""
+    """What the machine has now: IPv4 addresses, which every zeroconf network has. A few system calls."""
     interfaces: list[Interface] = []
     for adapter in ifaddr.get_adapters():
         addresses = tuple(str(ip.ip) for ip in adapter.ips if ip.is_IPv4)

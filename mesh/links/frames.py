@@ -1,7 +1,8 @@
 """Cuts a byte stream into frames and builds them: `u32 length | u8 kind | body`.
 
-Sans-I/O. Big-endian; the length counts kind and body. The length is judged before a single byte of the body is kept, so that no peer makes us hold more than the
-cap. A stream that broke the rules once cannot be resynchronised: `FrameError`, and the link is closed.
+Sans-I/O. Big-endian; the length counts kind and body, and is judged before a single byte of the body is kept, so that
+no peer makes us hold more than the cap. A stream that broke the rules once cannot be resynchronised: `FrameError`, and
+the link is closed.
 """
 
 import struct

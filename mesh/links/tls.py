@@ -1,11 +1,12 @@
 """TLS for one connection over asyncio's plain transport, by `ssl.MemoryBIO`.
 
 Why not `loop.start_tls`: when a handshake fails asyncio closes the socket without sending the alert, so the other side
-sees a hang-up and cannot say why. Here the alert is flushed first: a wrong secret is named on both sides. It is also one
-layer and one copy less on the way of every frame.
+sees a hang-up and cannot say why. Here the alert is flushed first: a wrong secret is named on both sides. It is also
+one layer and one copy less on the way of every frame.
 """
 
 import asyncio
+import contextlib
 import ssl
 from typing import Any
 
@@ -51,10 +52,8 @@ class TlsConnection(asyncio.Protocol):
     def close(self) -> None:
         """Flush, say close_notify and end."""
         if self._is_ready and not self._raw.is_closing():
-            try:
-                self.ssl_object.unwrap()
-            except (ssl.SSLError, ValueError):
-                pass  # wants the peer's close_notify; ours is written, which is all that matters
+            with contextlib.suppress(ssl.SSLError, ValueError):
+                self.ssl_object.unwrap()  # wants the peer's close_notify; ours is written, which is all that matters
             self._flush()
         self._raw.close()
 
