@@ -8,6 +8,7 @@ kept, the answer is 410 `events_gone`; if a slow client falls behind while it wa
 """
 
 import asyncio
+import socket
 from contextlib import aclosing
 from typing import Any
 
@@ -43,7 +44,7 @@ async def watch_events(request: web.Request) -> web.StreamResponse:
     response.charset = "utf-8"
     await response.prepare(request)
     if request.transport is not None:
-        request.transport.set_write_buffer_limits(high=limits.STREAM_BUFFER_BYTES)
+        _bound_buffers(request.transport)
     try:
         # tells the client where the stream starts, so that even one that never saw an event resumes without a gap
         await _write(response, f": watching from here\nretry: {RETRY_MS}\nid: {_cursor_id(cursor)}\n\n".encode())
@@ -65,6 +66,14 @@ async def watch_events(request: web.Request) -> web.StreamResponse:
     except ClientConnectionResetError:
         pass  # gone; it will resume
     return response
+
+
+def _bound_buffers(transport: asyncio.Transport) -> None:
+    """Here and in the kernel, which would otherwise keep megabytes for each client that does not read."""
+    transport.set_write_buffer_limits(high=limits.STREAM_BUFFER_BYTES)
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.STREAM_BUFFER_BYTES)
 
 
 async def _write(response: web.StreamResponse, chunk: bytes) -> None:

@@ -1,0 +1,139 @@
+"""What a node says of itself."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient
+
+from node.http.routes import ROUTES
+from node.http.server import HttpServer
+from node.progress import ProgressClock
+from tests.unit.http.twin import NODE, TwinNode, run
+
+Client = TestClient[Any, Any]
+
+
+def test_status_document() -> None:
+    async def check(client: Client, node: TwinNode) -> None:
+        status = await (await client.get("/status?pretty")).json()
+        assert (status["name"], status["node_id"], status["tier"], status["mesh"]) == ("alpha", NODE, "core", "home")
+        assert status["leader"] == {"node_id": NODE, "name": "alpha"}
+        assert (status["role"], status["applied_index"]) == ("leader", 1)
+        assert status["voters"][0]["name"] == "alpha"
+        assert status["peers"][0] == {"node_id": "b" * 26, "name": "beta", "state": "down"}
+        assert status["slots"] == {"slots": 2, "slots_busy": 0}
+        assert status["storage"]["data_dir"] == "/data"
+        assert status["versions"]["software"]
+        assert status["versions"]["libraries"]["aiohttp"]
+        assert any("no link to beta" in text for text in status["warnings"])
+        assert status["ready"] is True
+
+    run(check)
+
+
+def test_readiness_is_progress_not_state() -> None:
+    async def check(client: Client, node: TwinNode) -> None:
+        assert (await client.get("/readyz")).status == 200
+        now = [0.0]
+        node.service.progress = ProgressClock(lambda: node.group.state.applied_index, lambda: now[0])
+        stale = await client.get("/readyz")
+        assert stale.status == 503
+        assert "nothing has been applied" in await stale.text()
+        node.group.state.applied_index += 1
+        assert (await client.get("/readyz")).status == 200
+        now[0] = 15.1
+        assert (await client.get("/readyz")).status == 503
+        assert (await client.get("/healthz")).status == 200
+        node.group.state.applied_index += 1
+        node.group.state.is_quarantined = True
+        text = await (await client.get("/readyz", headers={"Accept": "text/plain"})).text()
+        assert "NOT agreement" in text
+        node.service.note_replica_failure("the disk failed")
+        assert (await client.get("/healthz")).status == 503
+
+    run(check)
+
+
+def test_what_a_former_life_applied_is_not_progress() -> None:
+    index = 0
+    clock = ProgressClock(lambda: index)
+    index = 500
+    assert clock.age_s() is None
+    index = 501
+    assert clock.age_s() is not None
+
+
+def test_members_and_rituals() -> None:
+    async def check(client: Client, node: TwinNode) -> None:
+        members = (await (await client.get("/v1/members")).json())["members"]
+        assert [(row["name"], row["status"]) for row in members] == [("alpha", "alive")]
+        rituals = (await (await client.get("/v1/rituals")).json())["rituals"]
+        echo = next(row for row in rituals if row["name"] == "echo")
+        assert echo["here"] is True
+        assert echo["offered_by"][0]["name"] == "alpha"
+        assert (await (await client.get("/v1/rituals/echo")).json())["ritual"] == echo
+
+    run(check)
+
+
+def test_index_and_openapi_name_every_route() -> None:
+    async def check(client: Client, node: TwinNode) -> None:
+        index = await (await client.get("/")).text()
+        document = await (await client.get("/openapi.json")).json()
+        assert document["openapi"] == "3.1.0"
+        for route in ROUTES:
+            assert route.path in index
+            assert route.method.lower() in document["paths"][route.path]
+        names = set(document["components"]["schemas"])
+        for reference in _references(document):
+            assert reference.removeprefix("#/components/schemas/") in names
+
+    run(check)
+
+
+def _references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [found for item in value.values() for found in _references(item)]
+    return [found for item in value for found in _references(item)] if isinstance(value, list) else []
+
+
+def test_a_taken_port_is_said_to_be_taken() -> None:
+    from node.http.guard import HttpConfigError
+
+    async def main() -> None:
+        node = TwinNode()
+        first = HttpServer(node.service, bind="127.0.0.1", port=0)
+        _, port = await first.start()
+        second = HttpServer(node.service, bind="127.0.0.1", port=port)
+        with pytest.raises(HttpConfigError, match=str(port)):
+            await second.start()
+        await second.stop()
+        await first.stop()
+
+    asyncio.run(main())
+
+
+def test_connections_beyond_the_cap_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from node.http import limits
+
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 1)
+
+    async def main() -> None:
+        node = TwinNode()
+        server = HttpServer(node.service, bind="127.0.0.1", port=0)
+        host, port = await server.start()
+        _, first = await asyncio.open_connection(host, port)
+        first.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.sleep(0)
+        reader, second = await asyncio.open_connection(host, port)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        for writer in (first, second):
+            writer.close()
+            await writer.wait_closed()
+        await server.stop()
+        await node.service.stop()
+
+    asyncio.run(main())

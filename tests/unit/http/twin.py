@@ -1,0 +1,267 @@
+"""A node for tests of its faces: the real service, routes and state machine over an in-memory store, with a group that
+applies directly, so that every test knows at which index what happened."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from consensus.errors import ConsensusError, Unavailable
+from consensus.state import queries
+from consensus.state.apply import apply
+from consensus.state.commands import (
+    Answer,
+    AnyCommand,
+    AssignBranches,
+    Assignment,
+    CompleteBranches,
+    Outcome,
+    RegisterMember,
+)
+from consensus.state.encoding import CommandError, encode_command
+from consensus.state.events import Numbered
+from consensus.state.rows import Failure, Knowledge, RitualOffer
+from consensus.state.tables import TABLES
+from node.http.app import build_app
+from node.http.guard import Guard
+from node.ports import NodeFacts
+from node.rituals.registry import Registry
+from node.service import NodeService
+from storage.ids import InstanceId, NodeId, SessionId
+from storage.memory import MemoryStore
+from storage.transactions import Transaction
+
+NODE = NodeId("a" * 26)
+INSTANCE = InstanceId("1" * 16)
+NOW_MS = 1_790_000_000_000
+
+
+class Role(IntEnum):
+    FOLLOWER = 0
+    LEADER = 2
+
+
+@dataclass
+class TwinStatus:
+    role: Role = Role.LEADER
+    term: int = 1
+    leader: NodeId | None = NODE
+    commit_index: int = 0
+    applied_index: int = 0
+    last_index: int = 0
+    voters: tuple[NodeId, ...] = (NODE,)
+    match_index: dict[NodeId, int] = field(default_factory=dict)
+    is_quarantined: bool = False
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+class TwinGroup:
+    """Applies what is proposed at once; `fails` makes it refuse like a mesh without a leader."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore(TABLES)
+        self.state = TwinStatus()
+        self.fails: ConsensusError | None = None
+        self.barriers = 0
+        self._watchers: list[Callable[[list[Numbered]], None]] = []
+
+    async def propose(self, command: AnyCommand, deadline_s: float = 10.0) -> Answer:
+        if self.fails is not None:
+            raise self.fails
+        try:
+            return self.apply(command)
+        except CommandError as error:
+            raise Unavailable(error.code, error.message) from error
+
+    async def barrier(self, deadline_s: float = 10.0) -> int:
+        if self.fails is not None:
+            raise self.fails
+        self.barriers += 1
+        return self.state.applied_index
+
+    def apply(self, command: AnyCommand) -> Answer:
+        index = self.state.applied_index + 1
+        with self.store.write() as txn:
+            answer, events = apply(txn, index, encode_command(command))
+        self.state.applied_index = self.state.commit_index = self.state.last_index = index
+        for watcher in self._watchers:
+            watcher(events)
+        return answer
+
+    def read(self) -> AbstractContextManager[Transaction]:
+        return self._read()
+
+    @contextmanager
+    def _read(self) -> Iterator[Transaction]:
+        with self.store.read() as txn:
+            yield txn
+
+    def status(self) -> TwinStatus:
+        return self.state
+
+    def subscribe_events(self, callback: Callable[[list[Numbered]], None]) -> object:
+        self._watchers.append(callback)
+        return None
+
+
+class Peer(NamedTuple):
+    node_id: str
+    name: str
+    state: str
+
+
+class TwinMesh:
+    founding_status = "alone, waiting for 2 more"
+
+    def peers(self) -> list[Peer]:
+        return [Peer("b" * 26, "beta", "down")]
+
+    def diary(self) -> list[Peer]:
+        return []
+
+    def counters(self) -> dict[str, int]:
+        return {"wrong_secret": 1}
+
+
+class Slots(NamedTuple):
+    slots: int = 2
+    slots_busy: int = 0
+
+
+class TwinExecutor:
+    def statistics(self) -> Slots:
+        return Slots()
+
+
+@dataclass
+class Live:
+    node_id: NodeId = NODE
+    attempt: int = 1
+    progress: float | None = 0.5
+    message: str = "half"
+    lines: list[str] = field(default_factory=lambda: ["line"])
+
+
+class TwinLive:
+    def __init__(self) -> None:
+        self.states: dict[tuple[SessionId, int], Live] = {}
+
+    def get(self, session_id: SessionId, branch_index: int) -> Live | None:
+        return self.states.get((session_id, branch_index))
+
+
+class TwinNode:
+    def __init__(self) -> None:
+        self.group = TwinGroup()
+        self.live = TwinLive()
+        facts = NodeFacts(
+            node_id=NODE,
+            instance_id=INSTANCE,
+            name="alpha",
+            tier="core",
+            mesh_name="home",
+            data_dir="/data",
+            started_at_ms=NOW_MS,
+        )
+        self.service = NodeService(
+            facts,
+            mesh=TwinMesh(),
+            registry=REGISTRY,
+            live=self.live,
+            store=self.group.store,
+            now_ms=lambda: NOW_MS + self.group.state.applied_index,
+        )
+
+    def attach(self) -> None:
+        self.service.attach(self.group, TwinExecutor())
+        self.group.apply(
+            RegisterMember(
+                node_id=NODE,
+                instance_id=INSTANCE,
+                name="alpha",
+                tier="core",
+                address="127.0.0.1:1",
+                http_address="127.0.0.1:2",
+                slots=2,
+                async_slots=10,
+                rituals={name: RitualOffer(version="1", kind="cpu") for name in ("echo", "wait", "consolidate")},
+                software="0",
+                at_ms=NOW_MS,
+            )
+        )
+
+    def assign(self, session_id: str, index: int, attempt: int = 1) -> None:
+        assignment = Assignment(
+            session_id=SessionId(session_id),
+            branch_index=index,
+            attempt=attempt,
+            node_id=NODE,
+            instance_id=INSTANCE,
+            deadline_ms=NOW_MS + 60_000,
+        )
+        self.group.apply(AssignBranches(assignments=[assignment], at_ms=NOW_MS + 1))
+
+    def finish(self, session_id: str, index: int, *, fails: bool = False, knowledge: Knowledge | None = None) -> None:
+        outcome = Outcome(
+            session_id=SessionId(session_id),
+            branch_index=index,
+            attempt=1,
+            node_id=NODE,
+            duration_ms=7,
+            ritual_version="1",
+            knowledge=None if fails else knowledge or Knowledge(patterns=["p"], novelty=0.5, result={"n": index}),
+            failure=Failure(code="boom", message="it broke") if fails else None,
+        )
+        self.group.apply(CompleteBranches(outcomes=[outcome], at_ms=NOW_MS + 9))
+
+    def run_to_end(self, session_id: str) -> None:
+        with self.group.store.read() as txn:
+            session = queries.get_session(txn, session_id)
+        assert session is not None
+        for index in range(session.total_branches + 1):
+            self.assign(session_id, index)
+            self.finish(session_id, index)
+
+
+REGISTRY = Registry.load(entry_points=False)
+
+
+@asynccontextmanager
+async def client_of(
+    node: TwinNode, *, token: str | None = None, bind: str = "127.0.0.1", attached: bool = True
+) -> AsyncIterator[TestClient[Any, Any]]:
+    if attached:
+        node.attach()
+    app = build_app(node.service, Guard(bind, token, allow_unauthenticated=True))
+    try:
+        async with TestClient(TestServer(app)) as client:
+            yield client
+            await node.service.stop()
+    finally:
+        await node.service.stop()
+
+
+def run(test: Callable[[TestClient[Any, Any], TwinNode], Awaitable[None]], **settings: Any) -> None:
+    """Runs a test against a fresh node, with a deadline."""
+
+    async def main() -> None:
+        node = TwinNode()
+        async with asyncio.timeout(20), client_of(node, **settings) as client:
+            await test(client, node)
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the loop turn until the condition holds; the test's own deadline bounds it."""
+    while not condition():  # noqa: ASYNC110 - the condition is of code under test, which has no event to wait for
+        await asyncio.sleep(0)
+
+
+def body(count: int = 1, **fields: Any) -> dict[str, Any]:
+    branches = [{"ritual": "echo", "task": f"task {index}"} for index in range(count)]
+    return {"thought": "why?", "branches": branches, **fields}
