@@ -31,7 +31,8 @@ CONNECTIONS_MAX = 24
 CONNECTION_NPMI_MIN = 0.2
 CONNECTION_SENTENCES_MIN = 2
 PHRASE_WORDS_MAX = 3
-"""Longer runs between stop words are lists or code, not phrases."""
+RUN_WORDS_MAX = 6
+"""Longer runs between stop words are cut into phrases up to here; beyond, they are lists or code and left out."""
 
 SINGLE_WEIGHT = 0.3
 """Of a phrase that occurs once, against 1.0 of one that occurs twice: so that in a long text repeated phrases come
@@ -300,6 +301,6 @@ def _candidates(fragment: str) -> list[tuple[str, ...]]:
 
 
 def _close(run: list[str], found: list[tuple[str, ...]]) -> None:
-    if 0 < len(run) <= PHRASE_WORDS_MAX:
-        found.append(tuple(run))
+    if len(run) <= RUN_WORDS_MAX:
+        found.extend(tuple(run[i : i + PHRASE_WORDS_MAX]) for i in range(0, len(run), PHRASE_WORDS_MAX))
     run.clear()

@@ -116,7 +116,8 @@ def return_value(context: Context) -> Any:
             return {"verdict": "good"}
         case "fields":
             return {"summary": "short", "score": 1}
-    raise AssertionError(context.task)
+        case _:
+            raise AssertionError(context.task)
 
 
 def chatter(context: Context) -> str:
