@@ -252,8 +252,10 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         self._reset_window(peer)
         self._SyncObj__onNodeConnected(self.nodes[peer])
         if self.is_leader:
-            # What was on its way may be lost. Start from what it is known to hold, and say at once who leads.
-            self._SyncObj__raftNextIndex[self.nodes[peer]] = max(self.match_index(peer), self.journal.first_index) + 1
+            # What was on its way may be lost. Start from what it is known to hold, or from the end if nothing is known,
+            # and say at once who leads.
+            held = self.match_index(peer) or self.journal.last_index
+            self._SyncObj__raftNextIndex[self.nodes[peer]] = held + 1
             self._SyncObj__newAppendEntriesTime = 0.0
 
     def disconnect(self, peer: NodeId) -> None:

@@ -47,6 +47,7 @@ class World:
     """One run of one seed. `run` raises Violation."""
 
     replica_type = Replica
+    torn_commit_chance = 0.002
 
     def __init__(self, seed: int, nodes: int, *, fault_s: float = 12.0, heal_s: float = 30.0) -> None:
         self.seed = seed
@@ -186,7 +187,7 @@ class World:
         inputs, self.inboxes[i] = self.inboxes[i], []
         replica = self.replicas[i]
         self.steps += 1
-        fails = not self.is_healed and "torn_commit" in self.faults and self.dice.random() < 0.002
+        fails = not self.is_healed and "torn_commit" in self.faults and self.dice.random() < self.torn_commit_chance
         if fails:
             self.stores[i].fail_next_commit(DiskFull("planned"))
         try:

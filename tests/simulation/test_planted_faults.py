@@ -1,0 +1,374 @@
+"""Each row of the table of known faults (section 4 of the design): what answers it is taken away, and the simulation,
+or a scenario made for it, must notice. A scenario first shows that it passes with the answer in place.
+"""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from consensus.election import Election
+from consensus.engine import Engine, Role
+from consensus.guard import Guard
+from consensus.journal import Journal
+from consensus.limits import RaftSettings
+from consensus.messages import (
+    AppendEntries,
+    Commit,
+    NextIndex,
+    PreVote,
+    RequestPreVote,
+    RequestVote,
+    Vote,
+    decode_frame,
+)
+from consensus.replica import LinkUp, PeerMessage, Replica
+from storage.ids import NodeId
+from tests.simulation.machine import RecordingMachine
+from tests.simulation.run import run_seed
+from tests.simulation.world import Violation, World
+from tests.unit.consensus.cluster import IDS, Cluster
+
+Patch = pytest.MonkeyPatch
+
+
+def caught(seeds: range, world_type: type[World] = World, sizes: tuple[int, ...] = (3, 5)) -> str | None:
+    """The first violation of these seeds."""
+    for seed in seeds:
+        for nodes in sizes:
+            try:
+                run_seed(seed, nodes, world_type)
+            except Violation as violation:
+                return str(violation)
+    return None
+
+
+def expect_caught(scenario: Callable[[], None], plant: Callable[[], None]) -> None:
+    scenario()
+    plant()
+    with pytest.raises((AssertionError, Violation)):
+        scenario()
+
+
+def conflicted() -> tuple[Cluster, NodeId, NodeId]:
+    """The old leader holds 60 entries that nobody else has; a new leader has committed others in their place."""
+    cluster = Cluster()
+    old = cluster.elect()
+    cluster.run()
+    cluster.muted.add(old)
+    for token in range(60):
+        cluster.propose(old, token, b"lost %d" % token)
+    cluster.run()
+    cluster.run_until(lambda: cluster.leader not in (None, old))
+    new = cluster.leader
+    assert new is not None
+    for token in range(100, 130):
+        cluster.propose(new, token, b"kept %d" % token)
+    cluster.run()
+    return cluster, old, new
+
+
+# -- row 1 --
+
+
+def test_row_1_truncating_on_overlap(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(Guard, "_known", lambda self, entries: 0)
+    assert caught(range(5))
+
+
+def test_rows_1_to_3_the_engine_unguarded(monkeypatch: Patch) -> None:
+    def stock(self: Guard, peer: NodeId, message: AppendEntries, now: float) -> None:
+        self.election.heard_leader(now)
+        self.engine.hand_over(
+            peer,
+            {
+                "type": "append_entries",
+                "term": message.sender_term,
+                "commit_index": message.commit_index,
+                "entries": message.entries,
+                "prevLogIdx": message.prev_index,
+                "prevLogTerm": message.prev_term,
+            },
+        )
+
+    monkeypatch.setattr(Guard, "_on_append", stock)
+    assert caught(range(5))
+
+
+# -- row 2 --
+
+
+def test_row_2_one_step_back_a_round(monkeypatch: Patch) -> None:
+    def scenario() -> None:
+        cluster, old, new = conflicted()
+        cluster.muted.clear()
+        cluster.kill(old)
+        cluster.restart(old)
+        rejections = 0
+        while cluster.replicas[old].status.applied_index < cluster.replicas[new].status.applied_index:
+            for i in IDS:
+                for peer, frame in cluster.step(i).messages:
+                    for message in decode_frame(frame) or []:
+                        is_reset = isinstance(message, NextIndex) and message.is_reset
+                        rejections += is_reset and (i, peer) == (old, new)
+            cluster.now += 0.01
+            assert cluster.now < 100
+        assert rejections <= 2
+
+    expect_caught(
+        scenario,
+        lambda: monkeypatch.setattr(
+            Guard, "_back_to", lambda self, previous: min(previous, self.engine.journal.last_index + 1)
+        ),
+    )
+
+
+# -- row 3 --
+
+
+def test_row_3_a_rejection_for_every_batch_on_its_way(monkeypatch: Patch) -> None:
+    def scenario() -> None:
+        cluster = Cluster()
+        leader = cluster.elect()
+        cluster.run()
+        follower = next(i for i in IDS if i != leader)
+        batches = [AppendEntries(1, 2, last, 1, [(b"\x00x", last + 1, 1)]) for last in range(20, 30)]
+        said = cluster.say(leader, follower, *batches)
+        assert len([message for message in said if isinstance(message, NextIndex)]) == 1
+        probe = AppendEntries(1, 2, 2, 1, [(b"\x00x", 3, 1)])
+        assert cluster.say(leader, follower, probe) == [NextIndex(1, 4, False, True)]
+
+    expect_caught(scenario, lambda: monkeypatch.setattr(Guard, "_may_reject", lambda self, *_: True))
+
+
+# -- row 4 --
+
+
+def test_row_4_acknowledgements_of_another_term(monkeypatch: Patch) -> None:
+    def scenario() -> None:
+        cluster, _, leader = conflicted()
+        cluster.muted.update(IDS)
+        cluster.propose(leader, 999, b"alone")
+        status = cluster.step(leader).status
+        other = next(i for i in IDS if i != leader)
+        cluster.say(other, leader, NextIndex(status.term - 1, status.last_index + 1, False, True))
+        assert cluster.step(leader).status.commit_index < status.last_index
+
+    expect_caught(scenario, lambda: monkeypatch.setattr(Guard, "_is_of_this_term", lambda self, message: True))
+
+
+def test_row_4_higher_terms_are_not_adopted(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(Guard, "_adopt_term", lambda self, term: None)
+    assert caught(range(8))
+
+
+# -- row 5 --
+
+
+def test_row_5_votes_are_counted_not_keyed(monkeypatch: Patch) -> None:
+    five = [NodeId(name) for name in "abcde"]
+
+    def scenario() -> None:
+        cluster = Cluster(five)
+        (a, b, c, *_) = five
+        cluster.step(a)
+        cluster.now += 2
+        cluster.step(a)
+        cluster.say(b, a, PreVote(0, 1))
+        said = cluster.say(c, a, PreVote(0, 1))
+        assert any(isinstance(message, RequestVote) for message in said)
+        cluster.say(b, a, Vote(1), Vote(1), Vote(1))
+        assert cluster.replicas[a].status.role is Role.CANDIDATE
+        cluster.say(c, a, Vote(1))
+        assert cluster.replicas[a].status.role is Role.LEADER
+
+    expect_caught(scenario, lambda: monkeypatch.setattr(Guard, "_counts", lambda self, peer, term: True))
+
+
+# -- row 6 --
+
+
+def test_row_6_a_vote_that_is_forgotten(monkeypatch: Patch) -> None:
+    def scenario() -> None:
+        cluster = Cluster()
+        a, b, c = IDS
+        cluster.step(a)
+        assert cluster.say(b, a, RequestVote(5, 9, 4)) == [Vote(5)]
+        cluster.start(a)
+        cluster.link(a)
+        cluster.step(a)
+        assert Vote(5) not in cluster.say(c, a, RequestVote(5, 9, 4))
+
+    def plant() -> None:
+        def forget(self: Journal, term: int, vote: str | None) -> None:
+            self._term, self._vote, self._is_hard_changed = term, None, True
+
+        monkeypatch.setattr(Journal, "setCurrentTerm", forget)
+
+    expect_caught(scenario, plant)
+
+
+class SpeaksBeforeItIsDurable(World):
+    """What a step says goes out although its commit has failed."""
+
+    def on_failed_step(self, i: NodeId, replica: Replica) -> None:
+        for peer, frame in replica._pack():
+            self.transmit(i, peer, frame)
+            self.deliver_at_once(i, peer)
+        for resolved in replica._resolved:
+            if resolved.error is None:
+                self.acked[resolved.token] = self.commands[resolved.token]
+
+    def deliver_at_once(self, source: NodeId, target: NodeId) -> None:
+        """Before the link breaks with the process."""
+        for _, _, frame in self.channels.pop((source, target), []):
+            if target in self.replicas:
+                self.inboxes[target].append(PeerMessage(source, frame))
+                self.wake(target, 0.0)
+
+
+class TornOften(SpeaksBeforeItIsDurable):
+    """Only commits fail, and often."""
+
+    def __init__(self, seed: int, nodes: int) -> None:
+        super().__init__(seed, nodes)
+        self.faults = {"torn_commit"}
+        self.torn_commit_chance = 0.05
+
+
+def test_row_6_speaking_before_it_is_durable() -> None:
+    assert caught(range(60), TornOften, sizes=(3,))
+
+
+# -- row 7: tests/unit/consensus/test_liars.py --
+
+# -- row 8 --
+
+
+def test_row_8_an_exception_in_apply() -> None:
+    class Raises(World):
+        def check_applied(self, node: NodeId, index: int, command: bytes) -> None:
+            if command == b"c20":
+                raise KeyError(command)
+
+    violation = caught(range(3), Raises, sizes=(3,))
+    assert violation is not None
+    assert "KeyError" in violation
+
+
+# -- row 10 --
+
+
+def test_row_10_elections_without_asking_first(monkeypatch: Patch) -> None:
+    def scenario() -> None:
+        cluster = Cluster()
+        leader = cluster.elect()
+        cluster.run()
+        term = cluster.replicas[leader].status.term
+        away = next(i for i in IDS if i != leader)
+        cluster.muted.add(away)
+        cluster.run_until(lambda: cluster.now > 15)
+        cluster.muted.clear()
+        cluster.run_until(lambda: cluster.now > 18)
+        assert cluster.leader == leader
+        assert cluster.replicas[leader].status.term == term
+
+    expect_caught(scenario, lambda: monkeypatch.setattr(Election, "before_tick", lambda self, now: None))
+
+
+def test_row_10_a_vote_is_not_promised_while_the_leader_is_heard(monkeypatch: Patch) -> None:
+    def scenario() -> None:
+        cluster = Cluster()
+        leader = cluster.elect()
+        cluster.run_until(lambda: cluster.now > 3)
+        asker, asked = (i for i in IDS if i != leader)
+        assert cluster.say(asker, asked, RequestPreVote(1, 2, 99, 1)) == []
+
+    expect_caught(scenario, lambda: monkeypatch.setattr(Election, "is_leader_fresh", lambda self, now: False))
+
+
+# -- row 11 --
+
+
+def test_row_11_an_isolated_leader_that_believes() -> None:
+    settings = RaftSettings()
+
+    def scenario() -> None:
+        cluster = Cluster(settings=settings)
+        old = cluster.elect()
+        cluster.run()
+        cluster.muted.add(old)
+        cluster.run_until(lambda: cluster.replicas[old].status.role is not Role.LEADER, limit_s=3.0)
+
+    def plant() -> None:
+        nonlocal settings
+        settings = RaftSettings(leader_fallback_s=30.0)
+
+    expect_caught(scenario, plant)
+
+
+# -- row 12 --
+
+
+def test_row_12_waiting_for_the_next_heartbeat(monkeypatch: Patch) -> None:
+    def scenario() -> None:
+        cluster = Cluster()
+        leader = cluster.elect()
+        cluster.run_until(lambda: cluster.now > 3)
+        cluster.propose(leader, 1, b"x")
+        cluster.run()  # the clock stands still
+        assert 1 in cluster.resolved
+
+    expect_caught(scenario, lambda: monkeypatch.setattr(Engine, "tick", lambda self: self.doTick(0.0)))
+
+
+# -- row 13: tests/unit/consensus/test_group.py --
+
+# -- row 14 --
+
+
+def test_row_14_a_commit_index_without_its_term(monkeypatch: Patch) -> None:
+    """There are no snapshot messages; the one message that says what is committed without entries is `Commit`."""
+
+    def scenario() -> None:
+        cluster = Cluster()
+        a, b, _ = IDS
+        cluster.step(a)
+        cluster.say(b, a, AppendEntries(3, 1, 1, 0, [(b"\x01", 2, 3), (b"\x00never agreed", 3, 3)]))
+        cluster.say(b, a, AppendEntries(5, 1, 2, 3, []), Commit(5, 3, 5))
+        assert cluster.replicas[a].status.commit_index == 1
+        assert cluster.replicas[a].status.dropped["unverified_commit"] == 1
+
+    expect_caught(
+        scenario,
+        lambda: monkeypatch.setattr(Guard, "_holds", lambda self, index, term: index <= self.engine.journal.last_index),
+    )
+
+
+# -- row 15 --
+
+
+def test_row_15_an_applied_index_that_restarts_at_one(monkeypatch: Patch) -> None:
+    real = Journal.__init__
+
+    def forget(self: Journal, *arguments: object) -> None:
+        real(self, *arguments)  # type: ignore[arg-type]  # handed through
+        self.applied_index = 0
+
+    monkeypatch.setattr(Journal, "__init__", forget)
+    assert caught(range(5))
+
+
+def test_the_checker_sees_two_leaders() -> None:
+    world = World(0, 3)
+    for i in world.ids:
+        world.start(i)
+    dice = random.Random(0)
+    solo = Replica(
+        NodeId("n0"), [NodeId("n0")], World(0, 1).stores[NodeId("n0")], RecordingMachine(), RaftSettings(), dice, 0.0
+    )
+    output = solo.step([LinkUp(NodeId("n1"))], 1.0)
+    assert output.status.role is Role.LEADER
+    world.check_output(NodeId("n0"), output)
+    with pytest.raises(Violation, match="two leaders"):
+        world.check_output(NodeId("n1"), output)
