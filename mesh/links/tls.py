@@ -30,6 +30,7 @@ class TlsConnection(asyncio.Protocol):
         self._outgoing = ssl.MemoryBIO()
         self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side=is_server)
         self._is_ready = False
+        self._is_ended = False
         self._error: Exception | None = None
         self.handshaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -50,18 +51,24 @@ class TlsConnection(asyncio.Protocol):
         self._flush()
 
     def close(self) -> None:
-        """Flush, say close_notify and end."""
-        if self._is_ready and not self._raw.is_closing():
+        """Flush, say close_notify, end our direction, and close when the peer does; `abort()` if it does not.
+
+        Closing outright while bytes of the peer lie unread would reset the connection, and our last word with it.
+        """
+        if self._is_ready and not self.is_closing():
             with contextlib.suppress(ssl.SSLError, ValueError):
                 self.ssl_object.unwrap()  # wants the peer's close_notify; ours is written, which is all that matters
             self._flush()
-        self._raw.close()
+            self._is_ended = True
+            self._raw.write_eof()
+        elif not self._is_ended:
+            self._raw.close()
 
     def abort(self) -> None:
         self._raw.abort()
 
     def is_closing(self) -> bool:
-        return self._raw.is_closing()
+        return self._is_ended or self._raw.is_closing()
 
     def set_write_buffer_limits(self, *, high: int, low: int) -> None:
         self._raw.set_write_buffer_limits(high=high, low=low)
@@ -72,6 +79,8 @@ class TlsConnection(asyncio.Protocol):
     # --- asyncio.Protocol ---
 
     def data_received(self, data: bytes) -> None:
+        if self._is_ended:
+            return
         self._incoming.write(data)
         if not self._is_ready:
             self._shake()

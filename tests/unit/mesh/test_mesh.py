@@ -1,4 +1,4 @@
-"""Meshes over real loopback sockets: who gets in, who does not and why; founding, requests, priorities, a clean stop."""
+"""Meshes over real loopback sockets: who gets in, who not and why; founding, requests, priorities, a clean stop."""
 
 import asyncio
 import contextlib
