@@ -26,8 +26,6 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str
     started_at_ms: int
     http_address: str = ""
-    formats: tuple[tuple[str, str], ...] = ()
-    """Further versions worth knowing, by name: link protocol, storage format."""
 
 
 class GroupStatus(Protocol):

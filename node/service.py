@@ -139,7 +139,6 @@ class NodeService:
     async def submit(self, body: bytes, key: str | None = None) -> Submitted:
         """Accepts a session from its JSON body; durable when answered. A repeat of the same submission (same id or
         key, same body) is answered with the session as it stands."""
-        offered = self._offered_names()
 
         def parse() -> Any:
             return parse_submission(
@@ -147,7 +146,7 @@ class NodeService:
                 key=key,
                 fresh_id=SessionId(str(uuid.uuid4())),
                 find_ritual=self._find_ritual,
-                offered=offered,
+                offered=self._offered_names,
                 submitted_by=self.facts.node_id,
                 now_ms=self.now_ms(),
             )

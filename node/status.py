@@ -13,17 +13,25 @@ from typing import Any, Final
 import msgspec
 
 from consensus.state import queries
+from consensus.state.encoding import FORMAT as COMMAND_FORMAT
 from consensus.state.rows import Member
+from mesh.handshake import PROTOCOL_MAX
 from node import __version__
 from node.ports import GroupStatus
 from node.service import NodeService
 from node.service_errors import ServiceError
+from storage.environment import FORMAT as STORAGE_FORMAT
 from storage.ids import NodeId
 
 PROGRESS_S_MAX: Final = 15.0
 """A command must have been applied within this; the leader commits a canary every few seconds if nothing else does."""
 
 DISK_FREE_BYTES_WARN: Final = 1 << 30
+_FORMATS: Final = {
+    "link_protocol": PROTOCOL_MAX,
+    "storage_format": STORAGE_FORMAT,
+    "command_format": COMMAND_FORMAT,
+}
 LIBRARIES: Final = ("pysyncobj", "aiohttp", "msgspec", "lmdb", "zeroconf", "cryptography")
 
 
@@ -85,7 +93,7 @@ def document(service: NodeService) -> dict[str, Any]:
         "storage": {**_plain(service.store.statistics()), "data_dir": facts.data_dir},
         "watchers": {"open": service.hub.watcher_count, "waiting": service.hub.waiter_count,
                      "closed_too_slow": service.hub.slow_count},
-        "versions": versions(facts.formats),
+        "versions": versions(),
         "http_address": facts.http_address,
         "uptime_s": round((service.now_ms() - facts.started_at_ms) / 1000, 3),
         "warnings": warnings(service, checks, peers, leader),
@@ -110,14 +118,14 @@ def warnings(
 
 
 @cache
-def versions(formats: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
+def versions() -> dict[str, Any]:
     libraries = {}
     for name in LIBRARIES:
         try:
             libraries[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             libraries[name] = "unknown"
-    return {"software": __version__, "python": platform.python_version(), "libraries": libraries, **dict(formats)}
+    return {"software": __version__, "python": platform.python_version(), "libraries": libraries, **_FORMATS}
 
 
 def _consensus(service: NodeService, status: GroupStatus | None, names: dict[NodeId, str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ own definition, so that a repeated submission yields the same command and is rec
 import difflib
 import hashlib
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -112,15 +112,15 @@ def parse_submission(
     key: str | None,
     fresh_id: SessionId,
     find_ritual: Callable[[str], Checkable | None],
-    offered: Iterable[str],
+    offered: Callable[[], frozenset[str]],
     submitted_by: NodeId,
     now_ms: int,
 ) -> Submission:
     """Checks a decoded body and fills in what it leaves out.
 
-    `find_ritual` knows this node's rituals; `offered` names those of other members, which are accepted with their
-    parameters unchecked. Raises `ServiceError`: `unknown_key`, `invalid_session`, `unknown_ritual`,
-    `invalid_parameters`.
+    `find_ritual` knows this node's rituals; `offered` names all that any member offers (asked only for one that is
+    not known here): those are accepted with their parameters unchecked. Raises `ServiceError`: `unknown_key`,
+    `invalid_session`, `unknown_ritual`, `invalid_parameters`.
     """
     if not isinstance(document, dict):
         raise _invalid("", f"must be an object, found {_kind(document)}")
@@ -128,7 +128,7 @@ def parse_submission(
     session_id, had_id = _choose_id(document.get("id"), key, fresh_id)
     parent = document.get("main_session_id")
     reader = _BranchReader(
-        session_id, find_ritual, frozenset(offered), document.get("ritual"), _timeout(document, "", None),
+        session_id, find_ritual, offered, document.get("ritual"), _timeout(document, "", None),
         _attempts(document, "", ATTEMPTS_DEFAULT),
     )  # fmt: skip
     raw_branches = document.get("branches")
@@ -161,7 +161,7 @@ class _BranchReader:
         self,
         session_id: SessionId,
         find_ritual: Callable[[str], Checkable | None],
-        offered: frozenset[str],
+        offered: Callable[[], frozenset[str]],
         ritual: object,
         timeout_ms: int | None,
         attempts_max: int,
@@ -190,7 +190,7 @@ class _BranchReader:
         except CodecError as error:
             raise _invalid(f"{where}.parameters", str(error)) from None
         ritual = self._find(name)
-        if ritual is None and name not in self._offered:
+        if ritual is None and name not in self._offered():
             raise self._unknown_ritual(name, where)
         problem = None if ritual is None else ritual.check(parameters)
         if problem is not None:
@@ -219,7 +219,7 @@ class _BranchReader:
         return seed
 
     def _unknown_ritual(self, name: str, where: str) -> ServiceError:
-        near = difflib.get_close_matches(name, sorted(self._offered), n=1)
+        near = difflib.get_close_matches(name, sorted(self._offered()), n=1)
         fix = f"Did you mean {near[0]!r}? " if near else ""
         return ServiceError(
             "unknown_ritual", f"{where}: no member of the mesh offers the ritual {name!r}.",

@@ -63,7 +63,7 @@ def build_app(service: NodeService, guard: Guard) -> web.Application:
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     counter = request.app[REQUESTS]
-    is_counted = "wait" not in request.rel_url.query and request.path != "/v1/events"
+    is_counted = request.method != "GET" or ("wait" not in request.rel_url.query and request.path != "/v1/events")
     counter.open += is_counted
     try:
         if counter.open > limits.REQUESTS_MAX:

@@ -32,7 +32,7 @@ RETRY_MS = 1_000
 async def watch_events(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     arguments = Arguments(request.query, ("after", "session"))
-    session = arguments.text("session")
+    session = (arguments.text("session") or "").lower() or None
     last_id = request.headers.get("Last-Event-ID")
     name = "Last-Event-ID" if last_id is not None else "after"
     text = last_id if last_id is not None else arguments.text("after")

@@ -81,7 +81,7 @@ def test_a_submission_is_a_command_or_refused_and_the_same_each_time(document: A
                 key="key",
                 fresh_id=SessionId("00000000-0000-4000-8000-000000000002"),
                 find_ritual=REGISTRY.get,
-                offered=frozenset(REGISTRY),
+                offered=lambda: frozenset(REGISTRY),
                 submitted_by=NODE,
                 now_ms=1,
             ).command
