@@ -138,10 +138,8 @@ class WorkerProcess:
         """The telling part of what it last wrote to its standard error, on one line."""
         text = self._tail.decode(errors="replace").strip()
         fatal = text.rfind("Fatal Python error")
-        if fatal >= 0:  # the interpreter lists the innermost frame first
-            lines = text[fatal:].splitlines()[:TAIL_LINES]
-        else:
-            lines = text.splitlines()[-TAIL_LINES:]
+        # In its last message the interpreter lists the innermost frame first.
+        lines = text[fatal:].splitlines()[:TAIL_LINES] if fatal >= 0 else text.splitlines()[-TAIL_LINES:]
         return " | ".join(line.strip()[:200] for line in lines if line.strip())[:600]
 
     def post(self, message: list[Any]) -> None:

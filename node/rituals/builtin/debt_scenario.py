@@ -103,7 +103,7 @@ def findings(
         patterns.append("up-front investment pays for itself within the horizon")
     if high - low < 0.9 * (base_high - base_low):
         patterns.append("narrows the range of outcomes")
-    if abs(reduction) < base_high - base_low:
+    if abs(reduction) < 0.5 * (base_high - base_low):
         patterns.append("luck matters more than the policy")
 
     name = str(parameters.get("policy") or "the policy mix")

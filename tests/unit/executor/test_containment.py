@@ -227,7 +227,7 @@ def test_drain_waits_for_what_ends_in_time_and_hands_back_the_rest(tmp_path: Pat
             endless, stuck = bench.submit("sleep_long"), bench.submit("hang")
             waiting = bench.submit("add")
             await bench.until(lambda: len({update.branch_index for update in bench.live}) == 3)
-            await bench.executor.drain(1.0)
+            await bench.executor.drain(2.0)
             late = bench.submit("echo")
             await bench.until(lambda: len(bench.outcomes) == 5)
             assert _how(bench, quick) is None

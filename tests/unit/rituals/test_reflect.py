@@ -85,11 +85,10 @@ def test_the_task_is_read_if_nothing_else_is_given() -> None:
 
 def test_key_phrases_by_hand() -> None:
     # degree over frequency: deep 2, learning 2, alone 1; single words count less
-    weights = {
-        phrase: (weight, times) for phrase, weight, times in key_phrases(["deep learning. alone", "deep learning"])
-    }
-    assert weights["deep learning"] == (pytest.approx(4 * (0.3 + 0.6931), abs=1e-3), 2)
-    assert weights["alone"] == (pytest.approx(0.3 * 0.4), 1)
+    (first, weight, times), (second, lighter, once) = key_phrases(["deep learning. alone", "deep learning"])
+    assert (first, times, second, once) == ("deep learning", 2, "alone", 1)
+    assert weight == pytest.approx(4 * (0.3 + 0.6931), abs=1e-3)
+    assert lighter == pytest.approx(0.3 * 0.4)
     assert sentences_of("One. Two; three\n\nfour\n- five") == ["One.", "Two;", "three", "four", "five"]
 
 
