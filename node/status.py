@@ -20,6 +20,7 @@ from node import __version__
 from node.ports import GroupStatus
 from node.service import NodeService
 from node.service_errors import ServiceError
+from node.times import iso
 from storage.environment import FORMAT as STORAGE_FORMAT
 from storage.ids import NodeId
 
@@ -87,7 +88,7 @@ def document(service: NodeService) -> dict[str, Any]:
         **_consensus(service, status, names),
         "peers": peers,
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],
-        "discovery": [_plain(entry) for entry in service.mesh.diary()],
+        "discovery": [_told(_plain(entry)) for entry in service.mesh.diary()],
         "refusals": {"mesh": dict(service.mesh.counters()), "consensus": dict(status.dropped) if status else {}},
         "slots": None if service.executor is None else _plain(service.executor.statistics()),
         "storage": {**_plain(service.store.statistics()), "data_dir": facts.data_dir},
@@ -96,12 +97,16 @@ def document(service: NodeService) -> dict[str, Any]:
         "versions": versions(),
         "http_address": facts.http_address,
         "uptime_s": round((service.now_ms() - facts.started_at_ms) / 1000, 3),
-        "warnings": warnings(service, checks, peers, leader),
+        "warnings": warnings(service, checks, peers, members, leader),
     }  # fmt: skip
 
 
 def warnings(
-    service: NodeService, checks: list[Check], peers: list[dict[str, Any]], leader: NodeId | None
+    service: NodeService,
+    checks: list[Check],
+    peers: list[dict[str, Any]],
+    members: list[Member],
+    leader: NodeId | None,
 ) -> list[str]:
     """What an operator should know, in words; empty is good."""
     found = [f"not ready: {check.detail}" for check in checks if not check.ok]
@@ -110,6 +115,7 @@ def warnings(
     for peer in peers:
         if peer.get("state") == "down":
             found.append(f"no link to {peer.get('name') or peer.get('node_id')}")
+    found.extend(f"member {row.name} is dead: its work goes on elsewhere" for row in members if row.status == "dead")
     statistics = service.store.statistics()
     if statistics.disk_free_bytes < DISK_FREE_BYTES_WARN:
         found.append(f"only {statistics.disk_free_bytes >> 20} MiB are free on the disk of {service.facts.data_dir}")
@@ -152,6 +158,11 @@ def _members(service: NodeService) -> list[Member]:
         return service.read(queries.members)
     except ServiceError:
         return []  # the rest of the document is what somebody needs who looks into a broken store
+
+
+def _told(entry: dict[str, Any]) -> dict[str, Any]:
+    """With its time as clients see times."""
+    return {"at": iso(entry.pop("at_ms")), **entry} if "at_ms" in entry else entry
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 state machine needs left out. Pure."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Final
 
@@ -12,22 +11,10 @@ from consensus.state.events import Numbered
 from consensus.state.rows import Branch, Insight, Session
 from node.ports import LiveView
 from node.readings import BranchDetail, InsightDetail, Reading, Submitted
+from node.times import iso
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST: Final = "9999-12-31T23:59:59.999Z"
 _HIDDEN: Final = {"Session": {"body_digest", "novelty_sum"}}
 _TIMES: Final = {"at_ms": "at", "deadline_ms": "deadline"}
-
-
-def iso(ms: int | None) -> str | None:
-    """Milliseconds since the epoch as `2026-01-31T12:00:00.000Z`."""
-    if ms is None:
-        return None
-    try:
-        moment = _EPOCH + timedelta(milliseconds=ms)
-    except OverflowError:
-        return _LAST
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def to_json(value: Any) -> Any:

@@ -137,3 +137,46 @@ def test_connections_beyond_the_cap_are_closed(monkeypatch: pytest.MonkeyPatch) 
         await node.service.stop()
 
     asyncio.run(main())
+
+
+def test_a_request_that_never_ends_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from node.http import limits
+
+    monkeypatch.setattr(limits, "IDLE_S", 0.05)
+
+    async def main() -> None:
+        node = TwinNode()
+        server = HttpServer(node.service, bind="127.0.0.1", port=0)
+        host, port = await server.start()
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: local")
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        await server.stop()
+        await node.service.stop()
+
+    asyncio.run(main())
+
+
+def test_a_body_that_never_ends_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    from node.http import limits
+
+    monkeypatch.setattr(limits, "BODY_S", 0.05)
+
+    async def main() -> None:
+        node = TwinNode()
+        server = HttpServer(node.service, bind="127.0.0.1", port=0)
+        host, port = await server.start()
+        reader, writer = await asyncio.open_connection(host, port)
+        lines = ("POST /v1/sessions HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 9")
+        writer.write("\r\n".join((*lines, "", "{")).encode())
+        async with asyncio.timeout(20):
+            assert b" 408 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        await server.stop()
+        await node.service.stop()
+
+    asyncio.run(main())
