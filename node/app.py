@@ -318,6 +318,8 @@ class Share:
         self._live = node.live
         self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor)
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
+        self._hello_of = node.mesh.hello_of
+        self._leader: NodeId | None = None
         self.group.subscribe_events(self._on_events)
         self.group.subscribe_status(self._on_status)
 
@@ -349,6 +351,15 @@ class Share:
 
     def _on_status(self, status: ReplicaStatus) -> None:
         self.dispatcher.set_leading(status.role is Role.LEADER)
+        if status.leader != self._leader:
+            self._leader = status.leader
+            if status.leader is None:
+                log.warning("no_leader", term=status.term)
+            elif status.role is Role.LEADER:
+                log.info("leading", term=status.term)
+            else:
+                hello = self._hello_of(status.leader)
+                log.info("following", leader=hello.node_name if hello else status.leader, term=status.term)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from node.testing import LocalMesh, MeshTestError
+from node.testing import Daemon, LocalMesh, MeshTestError
 
 THOUGHT = "Which policy mix stabilises the public debt?"
 BRANCHES = 100
@@ -40,7 +40,7 @@ def show(mesh: LocalMesh) -> None:
     started = time.monotonic()
     leader = mesh.start()
     for daemon in mesh.daemons.values():
-        print(indented(daemon.log_text(), daemon.name))
+        print(indented(daemon))
     print(f"\nAfter {time.monotonic() - started:.1f} s they have founded a mesh, and {leader} leads it:\n")
     meshnode("nodes", "--url", mesh[leader].url)
 
@@ -90,7 +90,7 @@ class Killer(threading.Thread):
         while time.monotonic() < ends_at:
             session = newest_session(self._url)
             if session is not None and session["completed"] >= BRANCHES // 2:
-                self._mesh[self._leader].process.kill()  # type: ignore[union-attr]
+                self._mesh.kill(self._leader)
                 print(f"\n>>> {self._leader} leads: killed with SIGKILL at {session['completed']} of {BRANCHES}\n")
                 return
             time.sleep(0.02)
@@ -123,8 +123,13 @@ def say(text: str) -> None:
     print(f"\n== {text}\n", flush=True)
 
 
-def indented(text: str, name: str, lines_max: int = 8) -> str:
-    return "\n".join(f"  {name}  {line}" for line in text.splitlines()[:lines_max])
+STORY = ("started", "founding status", "link up", "mesh founded", "leading", "following")
+"""Log events that tell how the mesh came to be."""
+
+
+def indented(daemon: Daemon) -> str:
+    lines = [line for line in daemon.log_text().splitlines() if any(f"info    {event} " in line for event in STORY)]
+    return "\n".join(f"  {daemon.name}  {line[:130]}" for line in lines)
 
 
 if __name__ == "__main__":
