@@ -43,6 +43,9 @@ class Role(IntEnum):
     LEADER = 2
 
 
+_ROLES = tuple(Role)
+
+
 class EngineOwner(Protocol):
     """What the engine needs from the replica around it. All are called within `Engine.tick` or `Engine.hand_over`."""
 
@@ -143,6 +146,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     _SyncObj__raftCommitIndex: int
     _SyncObj__raftLeader: Any
+    _SyncObj__raftState: int
 
     def __init__(
         self, node_id: NodeId, voters: Iterable[NodeId], journal: Journal, settings: RaftSettings, owner: EngineOwner
@@ -187,7 +191,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     @property
     def role(self) -> Role:
-        return Role(self._SyncObj__raftState)
+        return _ROLES[self._SyncObj__raftState]
 
     @property
     def is_leader(self) -> bool:

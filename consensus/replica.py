@@ -162,6 +162,10 @@ class Replica:
         self._reported: dict[NodeId, Checkpoint] = {}
         self._disagreeing: set[NodeId] = set()
         self._told_at = float("-inf")
+        # What the status of every step shares until it changes:
+        self._connected: tuple[NodeId, ...] = ()
+        self._dropped: dict[str, int] = {}
+        self._dropped_count = 0
 
     def step(self, inputs: Iterable[Input], now: float) -> Output:
         """Take in what has arrived, tick once, make it durable. Time never goes back. Whatever it raises, the replica
@@ -181,6 +185,9 @@ class Replica:
     @property
     def status(self) -> ReplicaStatus:
         engine = self.engine
+        dropped = self.guard.dropped
+        if sum(dropped.values()) != self._dropped_count:
+            self._dropped, self._dropped_count = dict(dropped), sum(dropped.values())
         return ReplicaStatus(
             self.node_id,
             engine.role,
@@ -191,10 +198,10 @@ class Replica:
             self.journal.last_index,
             self.journal.first_index,
             self.voters,
-            tuple(peer for peer in engine.peers if engine.is_connected(peer)),
+            self._connected,
             {peer: engine.match_index(peer) for peer in engine.peers} if engine.is_leader else {},
             self._is_quarantined,
-            dict(self.guard.dropped),
+            self._dropped,
         )
 
     # -- the tick --
@@ -238,13 +245,18 @@ class Replica:
             case LinkUp(peer):
                 if peer in self.engine.peers:
                     self.engine.connect(peer)
+                    self._note_links()
                     self.election.link_up(self._now)
             case LinkDown(peer, closed_by_peer):
                 if peer in self.engine.peers:
                     self.engine.disconnect(peer)
+                    self._note_links()
                     self.election.link_down(peer, closed_by_peer=closed_by_peer, now=self._now)
             case TransferLeadership():
                 self._start_transfer()
+
+    def _note_links(self) -> None:
+        self._connected = tuple(peer for peer in self.engine.peers if self.engine.is_connected(peer))
 
     def _propose(self, token: int, command: bytes) -> None:
         error = None
