@@ -77,6 +77,9 @@ CONFLICT_PING_S = 1.0
 RETIRE_S = 1.0
 """How long a duplicate link stays open so that answers under way on it still arrive."""
 
+LINKS_MAX = 256
+"""Links at once. Whoever holds the secret can make identities at will; this bounds what that costs us."""
+
 PEERS_KNOWN_MAX = 256
 """Peers in the address book, in gossip and in the remembered file. A mesh of Core and Edge nodes is far smaller."""
 

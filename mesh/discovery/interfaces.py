@@ -44,6 +44,8 @@ def choose(interfaces: Sequence[Interface], wanted: Literal["auto"] | Sequence[s
 
     A node bound to one address is announced on that address's interface only: elsewhere it could not be reached.
     """
+    if bind_host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        bind_host = "auto"
     chosen: list[Interface] = []
     skipped: list[tuple[str, str]] = []
     found: set[str] = set()

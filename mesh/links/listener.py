@@ -83,7 +83,7 @@ class Listener:
 
 def open_sockets(host: str, port: int, *, has_secret: bool) -> list[socket.socket]:
     """Bound sockets for `host` (`auto`: every IPv4 and IPv6 address on one port)."""
-    if not has_secret and (host == "auto" or not _is_loopback(host)):
+    if not has_secret and (host == "auto" or not is_loopback(host)):
         raise BindError(
             "secret_required",
             f"refusing to listen on {'all addresses' if host == 'auto' else host} without a mesh secret, as anybody "
@@ -125,7 +125,8 @@ def _open(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine and nobody else."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -20,13 +20,14 @@ from mesh.limits import (
     DIAL_TIMEOUT_S,
     HANDSHAKE_TIMEOUT_S,
     HEARTBEAT_S,
+    LINKS_MAX,
     UNSENT_LOW_WATER_BYTES,
 )
 from mesh.links.book import AddressBook, KnownPeer, decode_peers, encode_peers, join_address, split_address
 from mesh.links.dialler import Dialled, Dialler
 from mesh.links.frames import Kind
 from mesh.links.link import Link, Server, cause_of
-from mesh.links.listener import Doorstep
+from mesh.links.listener import Doorstep, is_loopback
 from mesh.links.tls import TlsConnection
 from mesh.liveness import Liveness
 from mesh.refusals import Refusals
@@ -35,6 +36,7 @@ from mesh.trust import Trust, peer_node_id
 from storage.ids import NodeId
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named in Python 3.12; 25 is Linux's number
+_ORDINARY_ENDS = frozenset({"closed_by_peer", "stopping", "duplicate", "replaced", "silent"})
 _STOP_S = 2.0  # a link flushes for one second at most
 _WRONG_SECRET = (
     "CERTIFICATE_VERIFY_FAILED",
@@ -128,8 +130,7 @@ class LinkManager:
                 link.hello_out(Kind.WELCOME, ours)
                 self._establish(link, theirs)
         except HandshakeRefused as refusal:
-            if not refusal.by_peer:
-                link.close(refusal.code, Refuse(refusal.code, str(refusal)))
+            link.close(refusal.code, None if refusal.by_peer else Refuse(refusal.code, str(refusal)))
             self._refusals.note(refusal.code, remote, str(refusal), by_peer=refusal.by_peer)
         except TimeoutError:
             self._refusals.note("slow_loris", remote, f"no end of {stage} within {HANDSHAKE_TIMEOUT_S:g} s")
@@ -150,7 +151,8 @@ class LinkManager:
         """Whether an existing link forbids a new one from its peer. May take CONFLICT_PING_S."""
         old = self.links.get(theirs.node_id)
         if old is None or old.hello is None:
-            return None
+            is_full = len(self.links) >= LINKS_MAX
+            return Refuse("too_many_links", f"this node has {LINKS_MAX} links already") if is_full else None
         if old.hello.instance_id != theirs.instance_id:
             if await old.prove_alive(CONFLICT_PING_S):
                 return cloned_instance(theirs, old.hello)
@@ -189,8 +191,7 @@ class LinkManager:
                     self._greeting.discard(presented)
                 return Dialled(presented, presented in self.links, None)
         except HandshakeRefused as refusal:
-            if not refusal.by_peer:
-                link.close(refusal.code, Refuse(refusal.code, str(refusal)))
+            link.close(refusal.code, None if refusal.by_peer else Refuse(refusal.code, str(refusal)))
             self._refusals.note(refusal.code, address, str(refusal), by_peer=refusal.by_peer, outbound=True)
             is_normal = refusal.code in ("duplicate", "stopping")
             return Dialled(presented, False, None if is_normal else refusal.code, f"{address}: {refusal}")
@@ -324,19 +325,18 @@ class LinkManager:
 
     def _gossip(self, link: Link) -> None:
         """Tell the newcomer whom we are linked to, and them of the newcomer: seeds-only meshes become full."""
-        linked = [
-            KnownPeer(peer, self.book.addresses(peer), self.book.names.get(peer, ""))
-            for peer in self.links
-            if peer != link.peer
-        ]
-        if linked:
-            link.send_control(Kind.PEERS, encode_peers(linked))
-        newcomer = encode_peers(
-            [KnownPeer(link.peer, self.book.addresses(link.peer), self.book.names.get(link.peer, ""))]
-        )
-        for other in tuple(self.links.values()):
-            if other is not link:
-                other.send_control(Kind.PEERS, newcomer)
+        others = [other for other in self.links.values() if other is not link]
+        if others:
+            link.send_control(Kind.PEERS, encode_peers(self._known(other.peer, link) for other in others))
+        for other in others:
+            other.send_control(Kind.PEERS, encode_peers([self._known(link.peer, other)]))
+
+    def _known(self, peer: NodeId, listener: Link) -> KnownPeer:
+        """What to tell `listener` of `peer`: loopback addresses mean something on this machine only."""
+        addresses = self.book.addresses(peer)
+        if not is_loopback(split_address(listener.remote)[0]):
+            addresses = tuple(item for item in addresses if not is_loopback(split_address(item)[0]))
+        return KnownPeer(peer, addresses, self.book.names.get(peer, ""))
 
     async def _heartbeat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -379,6 +379,9 @@ class LinkManager:
         self.dialler.unlinked(peer)
         level = self._log.info if reason in ("stopping", "replaced") else self._log.warning
         level("link_down", peer=peer, name=self.book.names.get(peer, ""), reason=reason, closed_by_peer=closed_by_peer)
+        if closed_by_peer and reason not in _ORDINARY_ENDS:
+            message = "the peer closed the link for this reason: see its log"
+            self._refusals.note(reason, link.remote, message, by_peer=True, outbound=link.is_dialled)
         self._user.link_down(peer, reason, closed_by_peer=closed_by_peer)
 
     def link_misbehaved(self, link: Link, error: FrameError) -> None:

@@ -73,6 +73,27 @@ async def test_three_nodes_that_know_one_seed_become_full_and_found_together(dir
 
 
 @run
+async def test_a_founded_node_without_anybody_still_knows_its_mesh(directory: Path) -> None:
+    async with site(directory) as here:
+        a = await here.start("a")
+        b = await here.start("b", seeds=[address(a)])
+        c = await here.start("c", seeds=[address(a)])
+        founding = await a.founded()
+        await asyncio.gather(b.founded(), c.founded())
+        for node in (a, b, c):
+            await node.stop()
+        again = await here.start("a")
+        assert await again.founded() == founding
+        assert founding.mesh_id in again.founding_status
+        # The others come back at other addresses and are recognised; a fourth one is no voter and waits without harm.
+        back = await here.start("b", seeds=[address(again)])
+        fourth = await here.start("fourth", seeds=[address(again)])
+        await linked(again, back, fourth)
+        await until(lambda: "joining an existing mesh" in fourth.founding_status)
+        assert await back.founded() == founding
+
+
+@run
 async def test_three_nodes_find_each_other_by_multicast_on_loopback(directory: Path) -> None:
     async with site(directory) as here:
         nodes = [await here.start(name, zeroconf=True, interfaces=["127.0.0.1"]) for name in "abc"]

@@ -182,6 +182,7 @@ def test_real_interfaces_are_chosen_and_the_others_explained() -> None:
 
 def test_a_bound_node_is_announced_where_it_can_be_reached() -> None:
     assert names(choose(INTERFACES, "auto", "127.0.0.1").chosen) == ["lo"]
+    assert choose(INTERFACES, "auto", "0.0.0.0") == choose(INTERFACES, "auto", "auto")
     assert choose(INTERFACES, "auto", "192.168.1.6").chosen[0].addresses == ("192.168.1.6",)
 
 
