@@ -11,7 +11,7 @@ from node.http.arguments import Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
 from node.service_errors import ServiceError
-from node.submission import too_large
+from node.submission import BODY_BYTES_MAX, too_large
 from storage.ids import BranchId, SessionId
 
 
@@ -115,7 +115,9 @@ async def list_insights(request: web.Request) -> web.Response:
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The whole body, bounded in size and time. Raises `too_large`, `body_timeout`."""
+    """The whole body, bounded in size and time. Raises `too_large` (before reading, if announced), `body_timeout`."""
+    if request.content_length is not None and request.content_length > BODY_BYTES_MAX:
+        raise too_large(request.content_length)
     try:
         async with asyncio.timeout(limits.BODY_S):
             return await request.read()
