@@ -285,3 +285,75 @@ def test_over_lmdb_with_a_restart(tmp_path: Path) -> None:
 
     first = asyncio.run(main())
     assert asyncio.run(main()) > first
+
+
+def test_row_13_an_outcome_lost_with_the_leader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader applies a forwarded proposal and is gone before it answers. Asking once would leave it unknown."""
+
+    async def scenario() -> None:
+        async with running(memory_stores()) as net:
+            leader = await leader_of(net)
+            follower = next(node for node in IDS if node != leader)
+            await net.groups[follower].barrier()
+            answer = net.groups[leader].on_request
+
+            async def lose_the_answer(peer: NodeId, payload: bytes) -> bytes:
+                await answer(peer, payload)
+                net.cut(leader)
+                raise ConnectionResetError(leader)
+
+            net.groups[leader].on_request = lose_the_answer  # type: ignore[method-assign]
+            assert isinstance(await net.groups[follower].propose(canary(b"lost")), Applied)
+
+    asyncio.run(scenario())
+
+    async def ask_once(self: Group, payload: bytes, deadline_s: float) -> Applied:
+        leader = self.status().leader
+        assert leader is not None
+        outcome = await self._forward(leader, payload, deadline_s) if leader != self.node_id else None
+        return Applied(index=1) if leader == self.node_id else Applied(index=outcome.index)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(Group, "_propose_until_known", ask_once)
+    with pytest.raises((AssertionError, AttributeError)):
+        asyncio.run(scenario())
+
+
+def test_too_many_proposals_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consensus.group.PROPOSALS_IN_FLIGHT_MAX", 10)
+
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            group = net.groups[await leader_of(net)]
+            results = await asyncio.gather(
+                *(group.propose(canary(b"%d" % i)) for i in range(30)), return_exceptions=True
+            )
+            refused = [result for result in results if isinstance(result, Unavailable)]
+            assert len(refused) == 20
+            assert {error.code for error in refused} == {"overloaded"}
+
+    asyncio.run(main())
+
+
+def test_a_replica_with_other_tables_than_the_majority_is_quarantined() -> None:
+    async def main() -> None:
+        stores = memory_stores()
+        async with running(stores) as net:
+            leader = await leader_of(net)
+            await net.groups[leader].barrier()
+            odd = next(node for node in IDS if node != leader)
+            # Only this replica sees other tables, as after a page that rotted.
+            machine = net.groups[odd]._driver._machine
+            assert isinstance(machine, DomainMachine)
+            machine.digest = lambda txn: b"other"  # type: ignore[method-assign]
+            async with asyncio.timeout(20):
+                while not net.groups[odd].status().is_quarantined:
+                    await net.groups[leader].barrier()
+                    await asyncio.sleep(0.02)
+            with pytest.raises(Unavailable) as caught:
+                await net.groups[odd].propose(canary(b"x"))
+            assert caught.value.code == "quarantined"
+            with pytest.raises(Unavailable), net.groups[odd].read():
+                pass
+            assert not net.groups[leader].status().is_quarantined
+
+    asyncio.run(main())
