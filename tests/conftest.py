@@ -11,6 +11,7 @@ THREADS_END_S = 5.0
 """A thread that has been told to stop may take this long on a busy machine."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `--dist loadgroup`, all system tests go to one worker: each starts a whole mesh."""
     folder = Path(__file__).parent / "system"
