@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,7 +21,9 @@ import msgspec
 from consensus.state.commands import Outcome
 from consensus.state.rows import Failure, Knowledge
 from node.executor import limits, protocol
-from node.executor.process import Started, WorkerProcess, describe_exit, spawn
+from node.executor.messages import input_messages, run_message
+from node.executor.pool import WorkerPool
+from node.executor.process import WorkerProcess, describe_exit
 from node.executor.work import (
     AttemptKey,
     BranchInput,
@@ -39,11 +38,7 @@ from storage.ids import SessionId
 
 __all__ = ["BranchInput", "Executor", "ExecutorSettings", "ExecutorStatistics", "LiveUpdate", "Work"]
 
-NICE_ASYNC = 5
-NICE_CPU = 10
-
 _decode_knowledge = msgspec.msgpack.Decoder(Knowledge).decode
-_encode_input = msgspec.msgpack.Encoder().encode
 
 
 class _Attempt:
@@ -90,39 +85,26 @@ class Executor:
         self._by_number: dict[int, _Attempt] = {}
         self._recent: OrderedDict[AttemptKey, None] = OrderedDict()
         self._queues: dict[str, deque[_Attempt]] = {"async": deque(), "cpu": deque()}
-        self._async_worker: WorkerProcess | None = None
-        self._cpu_workers: list[WorkerProcess] = []
-        self._ending: set[WorkerProcess] = set()
-        self._idle_timers: dict[WorkerProcess, asyncio.TimerHandle] = {}
-        self._starting = {"async": 0, "cpu": 0}
-        self._start_failures = {"async": 0, "cpu": 0}
         self._suspects: dict[str, float] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._ready = asyncio.Event()
         self._next_number = 0
-        self._next_directory = 0
         self._is_draining = False
         self._is_stopped = False
         self._async_busy = 0
-        self._executed = self._failures = self._crashes = self._kills = 0
-        # One thread, kept until stop: workers ask the kernel to die with the thread that started them.
-        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="worker-spawner")
+        self._executed = self._failures = self._crashes = 0
+        self._pool = WorkerPool(settings, registry, self, self._log)
 
     # life
 
     async def start(self) -> None:
         """Starts the warm workers and returns without waiting for them; work may be submitted at once."""
         self._loop = asyncio.get_running_loop()
-        await self._loop.run_in_executor(self._spawner, self._empty_scratch)
-        self._start_worker("async")
-        if self._settings.prewarm_cpu and self._settings.slots > 0:
-            self._start_worker("cpu")
+        await self._pool.open()
 
     async def wait_ready(self) -> None:
         """Until the async worker can execute; for tests and for reporting readiness."""
-        await self._ready.wait()
+        await self._pool.ready.wait()
 
     async def drain(self, timeout_s: float) -> None:
         """Accept no more, return what has not started, let the rest run for at most `timeout_s`, end it as lost."""
@@ -147,21 +129,7 @@ class Executor:
             return
         await self.drain(0.0)
         self._is_stopped = True
-        for timer in self._idle_timers.values():
-            timer.cancel()
-        self._idle_timers.clear()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for worker in self._workers():
-            self._ending.add(worker)
-            worker.dismiss()
-        for worker in self._workers():
-            await worker.exited
-        await self._loop.run_in_executor(
-            self._spawner, lambda: shutil.rmtree(self._settings.scratch_directory, ignore_errors=True)
-        )
-        self._spawner.shutdown(wait=True)
+        await self._pool.close()
 
     # work
 
@@ -203,7 +171,7 @@ class Executor:
         now = self._loop.time()
         return ExecutorStatistics(
             slots=self._settings.slots,
-            slots_busy=sum(1 for worker in self._cpu_workers if worker.running),
+            slots_busy=sum(1 for worker in self._pool.cpu_workers if worker.running),
             async_slots=self._settings.async_slots,
             async_busy=self._async_busy,
             pending=sum(len(queue) for queue in self._queues.values()),
@@ -215,12 +183,12 @@ class Executor:
                     executed=worker.executed,
                     age_s=round(now - worker.started_at, 3),
                 )
-                for worker in self._workers()
+                for worker in self._pool.workers()
             ],
             executed=self._executed,
             failures=self._failures,
             crashes=self._crashes,
-            kills=self._kills,
+            kills=self._pool.kills,
             is_draining=self._is_draining,
         )
 
@@ -241,21 +209,18 @@ class Executor:
         """Start what can be started."""
         queue = self._queues[lane]
         if lane == "async":
-            worker = self._async_worker
+            worker = self._pool.async_worker
             while queue and worker is not None and worker.is_ready and not worker.is_ending:
                 if self._async_busy >= self._settings.async_slots:
                     return
                 self._run_on(worker, queue.popleft())
             return
         while queue:
-            idle = next((w for w in self._cpu_workers if w.is_ready and not w.is_ending and not w.running), None)
+            idle = self._pool.idle_cpu_worker()
             if idle is None:
-                break
+                self._pool.start_cpu_workers(len(queue))
+                return
             self._run_on(idle, queue.popleft())
-        not_ready = self._starting["cpu"] + sum(1 for worker in self._cpu_workers if not worker.is_ready)
-        free = max(1, self._settings.slots) - self._starting["cpu"] - len(self._cpu_workers)
-        for _ in range(min(free, len(queue) - not_ready)):  # those that are starting take one attempt each
-            self._start_worker("cpu")
 
     def _run_on(self, worker: WorkerProcess, attempt: _Attempt) -> None:
         work = attempt.work
@@ -265,19 +230,17 @@ class Executor:
         worker.running.add(attempt.number)
         if worker.kind == "async":
             self._async_busy += 1
-        elif (timer := self._idle_timers.pop(worker, None)) is not None:
-            timer.cancel()
         if work.inputs:
-            worker.post_stream(attempt.number, _input_messages(attempt.number, work))
+            worker.post_stream(attempt.number, input_messages(attempt.number, work))
         else:
-            worker.post(_run_message(attempt.number, work, is_trimmed=False))
+            worker.post(run_message(attempt.number, work, is_trimmed=False))
 
     # how attempts end
 
     def on_worker_message(self, worker: WorkerProcess, message: list[Any]) -> None:
         tag = message[0]
         if tag == protocol.READY:
-            self._on_ready(worker)
+            self._pool.note_ready(worker)
             return
         attempt = self._by_number.get(message[1])
         if attempt is None or attempt.worker is not worker:
@@ -294,7 +257,7 @@ class Executor:
             failure = Failure(code=code, message=text)
             is_lost = code == "cancelled"  # by itself or by a neighbour, for those we cancelled have a code of ours
             if code == "out_of_memory" and worker.kind == "cpu":
-                self._let_go(worker)  # its address space stays fragmented
+                self._pool.let_go(worker)  # its address space stays fragmented
             self._conclude(attempt, self._outcome(attempt, duration_ms, version, failure=failure, is_lost=is_lost))
         elif tag == protocol.LIVE and attempt.code is None:
             _, _, progress, text, lines = message
@@ -316,11 +279,9 @@ class Executor:
             worker.post([protocol.SEEN_REPLY, number, question, known])
 
     def on_worker_exit(self, worker: WorkerProcess) -> None:
-        self._forget(worker)
+        was_expected = self._pool.note_exit(worker)
         attempts = [self._by_number[number] for number in sorted(worker.running) if number in self._by_number]
         reason = describe_exit(worker)
-        was_expected = worker in self._ending
-        self._ending.discard(worker)
         if not was_expected and worker.is_ready:
             self._crashes += 1
             self._log("worker_crashed", pid=worker.pid, kind=worker.kind, running=len(attempts), reason=reason)
@@ -336,11 +297,18 @@ class Executor:
                 self._conclude(attempt, None)
             else:
                 self._end_lost(attempt, "worker_lost", f"its worker was lost while it ran beside others: {reason}")
-        if not worker.is_ready and not was_expected:
-            self._on_start_failed(worker.kind, reason)
-        elif worker.kind == "async":
-            self._start_worker("async")
-        self._pump("cpu")
+        self._pool.replace(worker, was_expected, reason)
+
+    def on_capacity(self, kind: str) -> None:
+        self._pump(kind)
+
+    def on_unavailable(self, kind: str, reason: str) -> None:
+        queue = self._queues[kind]
+        while queue:
+            self._end_lost(queue[0], "worker_unavailable", f"this node cannot start workers: {reason}")
+
+    def wants(self, kind: str) -> bool:
+        return bool(self._queues[kind])
 
     def _on_deadline(self, attempt: _Attempt) -> None:
         if attempt.code is None and attempt.worker is not None:
@@ -353,7 +321,7 @@ class Executor:
         worker = attempt.worker
         assert worker is not None
         if worker.kind == "cpu":
-            self._take_down_worker(worker, f"an attempt of {attempt.work.ritual} was stopped: {attempt.code}")
+            self._pool.take_down(worker, f"an attempt of {attempt.work.ritual} was stopped: {attempt.code}")
             self._conclude(attempt, None)
             return
         worker.drop_stream(attempt.number)
@@ -367,24 +335,11 @@ class Executor:
         assert worker is not None
         if attempt.code == "deadline_exceeded":
             attempt.message += " and did not end when told to; its worker was killed"
-        self._take_down_worker(worker, f"ritual {attempt.work.ritual} did not end when told to")
+        self._pool.take_down(worker, f"ritual {attempt.work.ritual} did not end when told to")
 
     def _take_down(self, attempt: _Attempt) -> None:
         if attempt.worker is not None:
-            self._take_down_worker(attempt.worker, "this node is shutting down")
-
-    def _take_down_worker(self, worker: WorkerProcess, reason: str) -> None:
-        if worker in self._ending:
-            return
-        self._kills += 1
-        self._log("worker_killed", pid=worker.pid, kind=worker.kind, reason=reason)
-        self._ending.add(worker)
-        worker.kill()
-        if worker.kind == "cpu":  # its slot is free at once; the process is reaped when the kernel is done with it
-            self._forget(worker)
-            self._pump("cpu")
-            if not self._cpu_workers and not self._starting["cpu"]:
-                self._start_worker("cpu")
+            self._pool.take_down(attempt.worker, "this node is shutting down")
 
     def _end_lost(self, attempt: _Attempt, code: str, message: str) -> None:
         attempt.code, attempt.message = code, message
@@ -411,7 +366,7 @@ class Executor:
             if worker.kind == "async":
                 self._async_busy -= 1
             else:
-                self._keep_warm(worker)
+                self._pool.keep_warm(worker)
         self._executed += 1
         if attempt.code is not None and attempt.code != "cancelled":
             duration_ms = round((self._loop.time() - attempt.started_s) * 1000) if worker is not None else 0
@@ -450,107 +405,6 @@ class Executor:
             is_lost=is_lost,
         )
 
-    # workers
-
-    def _start_worker(self, kind: str, delay_s: float = 0.0) -> None:
-        if self._is_stopped or (self._is_draining and not self._attempts):
-            return
-        self._starting[kind] += 1
-        self._own(self._bring_up(kind, delay_s))
-
-    async def _bring_up(self, kind: str, delay_s: float) -> None:
-        try:
-            if delay_s:
-                await asyncio.sleep(delay_s)
-            self._next_directory += 1
-            directory = self._settings.scratch_directory / f"worker-{self._next_directory}"
-            future = self._loop.run_in_executor(self._spawner, spawn, directory)
-            try:
-                started = await asyncio.shield(future)
-            except asyncio.CancelledError:
-                future.add_done_callback(_discard)  # the thread cannot be stopped half-way
-                with contextlib.suppress(Exception):
-                    await future
-                raise
-        except OSError as error:
-            self._starting[kind] -= 1
-            self._on_start_failed(kind, f"the system refused a new process: {error}")
-            return
-        except asyncio.CancelledError:
-            self._starting[kind] -= 1
-            raise
-        self._starting[kind] -= 1
-        worker = WorkerProcess(started, kind, self, self._loop)
-        if kind == "async":
-            self._async_worker = worker
-        else:
-            self._cpu_workers.append(worker)
-        worker.post([protocol.HELLO, self._hello(kind)])
-        self._own(self._watch_start(worker))
-
-    def _hello(self, kind: str) -> dict[str, Any]:
-        preload = [name for name, definition in self._registry.items() if definition.kind == kind]
-        return {
-            "kind": kind,
-            "rituals": {name: definition.target for name, definition in self._registry.items()},
-            # Foreign rituals may import for seconds; they are loaded when first needed.
-            "preload": [name for name in preload if self._registry[name].source == "meshnode"],
-            "memory_bytes_max": self._settings.memory_bytes_max,
-            "nice": NICE_ASYNC if kind == "async" else NICE_CPU,
-            "path": [entry for entry in sys.path if entry],
-        }
-
-    async def _watch_start(self, worker: WorkerProcess) -> None:
-        await asyncio.wait([worker.exited], timeout=limits.START_TIMEOUT_S)
-        if not worker.is_ready and not worker.exited.done():
-            worker.kill()
-
-    def _on_ready(self, worker: WorkerProcess) -> None:
-        worker.is_ready = True
-        self._start_failures[worker.kind] = 0
-        self._log("worker_started", pid=worker.pid, kind=worker.kind)
-        if worker.kind == "async":
-            self._ready.set()
-        else:
-            self._keep_warm(worker)
-        self._pump(worker.kind)
-
-    def _on_start_failed(self, kind: str, reason: str) -> None:
-        self._start_failures[kind] += 1
-        count = self._start_failures[kind]
-        self._log("worker_start_failed", kind=kind, count=count, reason=reason)
-        if count >= limits.START_FAILURES_MAX:
-            queue = self._queues[kind]
-            while queue:
-                self._end_lost(queue[0], "worker_unavailable", f"this node cannot start workers: {reason}")
-        if kind == "async" or self._queues[kind]:
-            backoff_s = limits.START_BACKOFF_S_MIN * 2 ** min(count - 1, 10)
-            self._start_worker(kind, min(backoff_s, limits.START_BACKOFF_S_MAX))
-
-    def _keep_warm(self, worker: WorkerProcess) -> None:
-        if not worker.is_ending and not self._is_stopped and worker not in self._idle_timers:
-            self._idle_timers[worker] = self._loop.call_later(limits.IDLE_KEEP_S, self._let_go, worker)
-
-    def _let_go(self, worker: WorkerProcess) -> None:
-        """Let a CPU worker go that has nothing to do; another is started when there is work."""
-        self._forget(worker)
-        self._ending.add(worker)
-        worker.dismiss()
-        self._pump("cpu")
-
-    def _forget(self, worker: WorkerProcess) -> None:
-        """It gets no more work."""
-        if (timer := self._idle_timers.pop(worker, None)) is not None:
-            timer.cancel()
-        if worker is self._async_worker:
-            self._async_worker = None
-        elif worker in self._cpu_workers:
-            self._cpu_workers.remove(worker)
-
-    def _workers(self) -> list[WorkerProcess]:
-        first = [] if self._async_worker is None else [self._async_worker]
-        return list(dict.fromkeys([*first, *self._cpu_workers, *self._ending]))
-
     # small things
 
     def _is_suspect(self, ritual: str) -> bool:
@@ -565,60 +419,3 @@ class Executor:
     def _log(self, event: str, **fields: Any) -> None:
         if self._on_event is not None:
             self._on_event(event, fields)
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _empty_scratch(self) -> None:
-        shutil.rmtree(self._settings.scratch_directory, ignore_errors=True)
-        self._settings.scratch_directory.mkdir(parents=True, mode=0o700, exist_ok=True)
-
-
-def _discard(future: asyncio.Future[Started]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().discard()
-
-
-def _run_message(number: int, work: Work, *, is_trimmed: bool) -> list[Any]:
-    return [
-        protocol.RUN,
-        number,
-        work.ritual,
-        work.session_id,
-        work.branch_index,
-        work.attempt,
-        work.task,
-        work.parameters,
-        work.thought,
-        work.seed,
-        work.inputs is not None,
-        is_trimmed,
-    ]
-
-
-def _input_messages(number: int, work: Work) -> Iterator[list[Any]]:
-    """The inputs in pieces, then the RUN message."""
-    chunk: list[Any] = []
-    chunk_bytes = total_bytes = 0
-    is_trimmed = False
-    for branch in work.inputs or ():
-        raw = _encode_input(branch)
-        if total_bytes + len(raw) > limits.INPUTS_BYTES_MAX and branch.knowledge is not None:
-            is_trimmed = True
-            raw = _encode_input(_without_result(branch))
-        total_bytes += len(raw)
-        chunk_bytes += len(raw)
-        chunk.append(msgspec.Raw(raw))
-        if chunk_bytes >= limits.INPUTS_CHUNK_BYTES:
-            yield [protocol.INPUTS, number, chunk]
-            chunk, chunk_bytes = [], 0
-    yield [protocol.INPUTS, number, chunk]
-    yield _run_message(number, work, is_trimmed=is_trimmed)
-
-
-def _without_result(branch: BranchInput) -> BranchInput:
-    assert branch.knowledge is not None
-    knowledge = msgspec.structs.replace(branch.knowledge, result=None)
-    return msgspec.structs.replace(branch, knowledge=knowledge)
