@@ -11,13 +11,14 @@ THREADS_END_S = 5.0
 """A thread that has been told to stop may take this long on a busy machine."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, all system tests go to one worker: each starts a whole mesh."""
-    folder = Path(__file__).parent / "system"
-    for item in items:
-        if item.path.is_relative_to(folder):
-            item.add_marker(pytest.mark.xdist_group("system"))
+SYSTEM = Path(__file__).parent / "system"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """With `--dist loadgroup`, all system tests go to one worker: each starts a whole mesh. (Marked here, because xdist
+    reads the groups before any `pytest_collection_modifyitems` of ours.)"""
+    if item.path.is_relative_to(SYSTEM):
+        item.add_marker(pytest.mark.xdist_group("system"))
 
 
 @pytest.fixture(autouse=True)
