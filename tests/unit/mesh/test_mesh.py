@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh import limits
+from mesh import limits, liveness
 from mesh.errors import BindError, PeerUnavailable, RemoteFailed, RequestTimedOut
 from mesh.handshake import Hello
 from mesh.identity import Identity
@@ -448,6 +448,29 @@ async def test_losing_a_peer_is_noticed_at_once_and_told(directory: Path) -> Non
             writer.transport.abort()
             await until(lambda: downs)
         assert downs == [(node_id, "closed_by_peer", True)]
+
+
+def test_a_half_open_link_is_closed_for_its_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(liveness, "SILENCE_S", 0.2)
+
+    async def scenario() -> None:
+        async with site(tmp_path) as here:
+            downs: list[tuple[NodeId, str, bool]] = []
+            a = here.make("a")
+            a.on_link_down = lambda peer, reason, closed_by_peer: downs.append((peer, reason, closed_by_peer))
+            here._running.append(a)
+            await a.start()
+            b = await here.start("b", seeds=[address(a)])
+            await linked(a, b)
+            async with stranger(tmp_path, a) as (_, writer, node_id):
+                writer.write(pack(Kind.HELLO, encoded(claims(node_id))))
+                await until(lambda: a.is_up(node_id))
+                await until(lambda: downs)
+            assert downs == [(node_id, "silent", False)]
+            assert a.is_up(b.node_id), "a peer that answers stays"
+
+    asyncio.run(scenario())
 
 
 # --- a peer made by hand ---
