@@ -254,11 +254,12 @@ class Executor:
             self._conclude(attempt, self._outcome(attempt, duration_ms, version, knowledge=knowledge))
         elif tag == protocol.FAILED:
             _, _, duration_ms, version, code, text = message
+            if code == "cancelled" and attempt.code is None:
+                code, text = "ritual_error", "the ritual cancelled its own task"
             failure = Failure(code=code, message=text)
-            is_lost = code == "cancelled"  # by itself or by a neighbour, for those we cancelled have a code of ours
             if code == "out_of_memory" and worker.kind == "cpu":
                 self._pool.let_go(worker)  # its address space stays fragmented
-            self._conclude(attempt, self._outcome(attempt, duration_ms, version, failure=failure, is_lost=is_lost))
+            self._conclude(attempt, self._outcome(attempt, duration_ms, version, failure=failure))
         elif tag == protocol.LIVE and attempt.code is None:
             _, _, progress, text, lines = message
             self._on_live(

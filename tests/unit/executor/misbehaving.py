@@ -36,6 +36,10 @@ async def call_exit_async(context: Context) -> None:
     sys.exit(3)
 
 
+async def cancel_itself(context: Context) -> None:
+    raise asyncio.CancelledError
+
+
 def leave(context: Context) -> None:
     print("about to leave", file=sys.stderr)
     os._exit(17)

@@ -20,6 +20,7 @@ from tests.unit.executor.harness import Bench, drive, environment, is_alive, pyt
         ("raise_nasty", "ritual_error", ["_Nasty"]),
         ("call_exit", "ritual_error", ["sys.exit(3)"]),
         ("call_exit_async", "ritual_error", ["sys.exit(3)"]),
+        ("cancel_itself", "ritual_error", ["cancelled its own task"]),
         ("leave", "worker_crashed", ["exited with code 17", "about to leave"]),
         ("leave_async", "worker_crashed", ["exited with code 17"]),
         ("segfault", "worker_crashed", ["SIGSEGV", "segfault"]),
