@@ -88,7 +88,7 @@ def decode_body(body: bytes) -> Any:
 
 
 def too_large(size: int | None) -> ServiceError:
-    found = f"The body has {size:,} bytes" if size is not None else "The body is larger than that"
+    found = f"The body has {size:,} bytes" if size is not None else "The body is too large"
     return ServiceError(
         "too_large",
         f"{found}; at most {BODY_BYTES_MAX:,} are accepted.",

@@ -18,8 +18,8 @@ from consensus.state.events import Numbered, SessionCancelled, SessionCompleted,
 from node.service_errors import ServiceError
 from storage.ids import SessionId
 
-PAGE_EVENTS_MAX: Final = 256
-"""Events read at once: bounds the time of one LMDB read on the loop thread to well under a millisecond."""
+PAGE_EVENTS_MAX: Final = 64
+"""Events read at once: reading and rendering them holds the loop thread for about a millisecond."""
 WATCHERS_MAX: Final = 1_000
 WAITERS_MAX: Final = 4_000
 
@@ -142,6 +142,7 @@ class EventHub:
                 events, cursor = self._read_page(cursor, PAGE_EVENTS_MAX)
                 if events:
                     yield EventPage(events, cursor)
+                    await asyncio.sleep(0)  # a fast client far behind must not keep the loop to itself
                     continue
                 try:
                     async with asyncio.timeout(idle_s):

@@ -1,7 +1,7 @@
 """Rows to JSON: the field names of the rows, times as ISO 8601 UTC with milliseconds, bytes as hex, and what only the
 state machine needs left out. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -13,12 +13,15 @@ from node.ports import LiveView
 from node.readings import BranchDetail, InsightDetail, Reading, Submitted
 from node.times import iso
 
+_SCALARS: Final = frozenset({str, int, float, bool})
 _HIDDEN: Final = {"Session": {"body_digest", "novelty_sum"}}
 _TIMES: Final = {"at_ms": "at", "deadline_ms": "deadline"}
 
 
 def to_json(value: Any) -> Any:
     """Any row, or lists and maps of them."""
+    if value is None or type(value) in _SCALARS:  # most values: asked first
+        return value
     if isinstance(value, msgspec.Struct):
         return {
             out: iso(getattr(value, name)) if is_time else to_json(getattr(value, name))
@@ -26,7 +29,7 @@ def to_json(value: Any) -> Any:
         }
     if isinstance(value, bytes):
         return value.hex()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from node.http import limits, render
-from node.http.answers import answer, answer_reading
+from node.http.answers import answer, answer_reading, rendered
 from node.http.arguments import Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
@@ -36,7 +36,8 @@ async def list_sessions(request: web.Request) -> web.Response:
         after=arguments.text("after"), limit=arguments.limit(), status=arguments.status(), level=arguments.level()
     )
     page = reading.value
-    return answer_reading(request, {"sessions": [render.session(row) for row in page.rows], "next": page.next}, reading)
+    rows = await rendered(len(page.rows), lambda: [render.session(row) for row in page.rows])
+    return answer_reading(request, {"sessions": rows, "next": page.next}, reading)
 
 
 async def get_session(request: web.Request) -> web.Response:
@@ -76,7 +77,7 @@ async def list_branches(request: web.Request) -> web.Response:
         level=arguments.level(),
     )  # fmt: skip
     page = reading.value
-    rows = [render.branch(row, live) for row, live in page.rows]
+    rows = await rendered(len(page.rows), lambda: [render.branch(row, live) for row, live in page.rows])
     return answer_reading(request, {"branches": rows, "next": page.next}, reading)
 
 
@@ -110,7 +111,7 @@ async def list_insights(request: web.Request) -> web.Response:
         after=arguments.text("after"), limit=arguments.limit(), level=arguments.level()
     )
     page = reading.value
-    rows = [render.insight(row) for row in page.rows]
+    rows = await rendered(len(page.rows), lambda: [render.insight(row) for row in page.rows])
     return answer_reading(request, {"insights": rows, "next": page.next}, reading)
 
 
