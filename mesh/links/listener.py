@@ -102,7 +102,7 @@ def open_sockets(host: str, port: int, *, has_secret: bool) -> list[socket.socke
 def _open(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise BindError("bind_failed", f"cannot listen on {host}: {error.strerror}") from error
     try:

@@ -257,6 +257,8 @@ class LinkManager:
 
     async def _start_tls(self, transport: asyncio.Transport, link: Link, *, is_server: bool) -> ssl.SSLObject:
         raw = transport.get_extra_info("socket")
+        # asyncio sets this only on sockets made with an explicit protocol number, which accepted ones need not be.
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):  # not on every system; only bulk latency suffers
             raw.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_LOW_WATER_BYTES)
         connection = TlsConnection(
