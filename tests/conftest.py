@@ -1,5 +1,6 @@
 """Holds for every test: system tests take turns, and nothing is left running."""
 
+import fcntl
 import threading
 import time
 from collections.abc import Iterator
@@ -10,15 +11,21 @@ import pytest
 THREADS_END_S = 5.0
 """A thread that has been told to stop may take this long on a busy machine."""
 
-
 SYSTEM = Path(__file__).parent / "system"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With `--dist loadgroup`, all system tests go to one worker: each starts a whole mesh. (Marked here, because xdist
-    reads the groups before any `pytest_collection_modifyitems` of ours.)"""
-    if item.path.is_relative_to(SYSTEM):
-        item.add_marker(pytest.mark.xdist_group("system"))
+@pytest.fixture(autouse=True)
+def _system_tests_take_turns(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Each starts a whole mesh. Between parallel workers a file is the turn; with `--dist loadfile` at most one test
+    of each other file is waited for."""
+    if not request.path.is_relative_to(SYSTEM):
+        yield
+        return
+    with (tmp_path_factory.getbasetemp().parent / "system.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(autouse=True)
