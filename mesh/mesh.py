@@ -29,7 +29,7 @@ from mesh.refusals import Refusals
 from mesh.settings import MeshSettings, PeerStatus
 from mesh.supervise import Logger, Supervisor
 from mesh.trust import MeshSecret, make_trust
-from storage.ids import InstanceId, NodeId
+from storage.ids import InstanceId, MeshId, NodeId
 
 if TYPE_CHECKING:
     from mesh.discovery.lan import LanDiscovery
@@ -213,6 +213,11 @@ class Mesh:
     def founding_status(self) -> str:
         """One sentence, such as `alone, waiting for 2 more`."""
         return "not started" if self._founder is None else self._founder.status
+
+    @property
+    def mesh_id(self) -> MeshId | None:
+        """Of the mesh this node belongs to; None until it is founded."""
+        return None if self._record is None else self._record.mesh_id
 
     # --- within ---
 

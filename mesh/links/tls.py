@@ -126,9 +126,12 @@ class TlsConnection(asyncio.Protocol):
         records: list[bytes] = []
         is_over = False
         try:
-            while record := self.ssl_object.read(_RECORD_BYTES_MAX):
+            # Asking again when nothing is left would only raise SSLWantReadError, once for every frame of a quiet link.
+            while self._incoming.pending:
+                if not (record := self.ssl_object.read(_RECORD_BYTES_MAX)):
+                    is_over = True
+                    break
                 records.append(record)
-            is_over = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
