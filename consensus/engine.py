@@ -291,14 +291,27 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         self.transferLeadership(callback=lambda result, error: outcome.append(error))
         return outcome == [0]
 
-    def acknowledged(self, peer: NodeId, message: NextIndex) -> None:
-        """Before the engine sees an acknowledgement: make room in the peer's window."""
-        flights = self._in_flight[peer]
+    def acknowledge(self, peer: NodeId, message: NextIndex) -> None:
+        """Hand over an acknowledgement of this term, and make room in the peer's window."""
+        node, flights = self.nodes[peer], self._in_flight[peer]
         if message.is_reset:
             self._reset_window(peer)
         while flights and flights[0][0] < message.next_index:
             self._in_flight_bytes[peer] -= flights.popleft()[1]
         self.is_probing[peer] = False
+        sent = self._SyncObj__raftNextIndex[node]
+        self.hand_over(
+            peer,
+            {
+                "type": "next_node_idx",
+                "next_node_idx": message.next_index,
+                "reset": message.is_reset,
+                "success": message.is_success,
+            },
+        )
+        if not message.is_reset:
+            # The engine goes back to what is acknowledged, and would send again what is on its way.
+            self._SyncObj__raftNextIndex[node] = max(sent, self._SyncObj__raftNextIndex[node])
 
     def _reset_window(self, peer: NodeId) -> None:
         self._in_flight[peer].clear()

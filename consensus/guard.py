@@ -101,16 +101,7 @@ class Guard:
         if not self.engine.journal.first_index < message.next_index <= self.engine.journal.last_index + 1:
             self.dropped["impossible_index"] += 1
             return
-        self.engine.acknowledged(peer, message)
-        self.engine.hand_over(
-            peer,
-            {
-                "type": "next_node_idx",
-                "next_node_idx": message.next_index,
-                "reset": message.is_reset,
-                "success": message.is_success,
-            },
-        )
+        self.engine.acknowledge(peer, message)
 
     # -- row 5 --
 

@@ -49,7 +49,7 @@ class World:
     replica_type = Replica
     torn_commit_chance = 0.002
 
-    def __init__(self, seed: int, nodes: int, *, fault_s: float = 12.0, heal_s: float = 30.0) -> None:
+    def __init__(self, seed: int, nodes: int, *, fault_s: float = 8.0, heal_s: float = 30.0) -> None:
         self.seed = seed
         self.dice = random.Random(f"{seed}/{nodes}")
         self.fault_s, self.heal_s = fault_s, heal_s
@@ -60,7 +60,7 @@ class World:
             batch_entries=self.dice.choice([2, 8, 4096]),
             window_bytes=self.dice.choice([60, 400, 8000, 1 << 20]),
             tail_entries_max=self.dice.choice([4, 32, 4096]),
-            tail_bytes_max=self.dice.choice([64, 1 << 20]),
+            tail_bytes_max=self.dice.choice([400, 1 << 20]),
             slice_entries_max=self.dice.choice([2, 16, 2048]),
             slice_bytes_max=self.dice.choice([16, 1 << 20]),
         )

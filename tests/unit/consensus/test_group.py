@@ -307,10 +307,10 @@ def test_row_13_an_outcome_lost_with_the_leader(monkeypatch: pytest.MonkeyPatch)
 
     asyncio.run(scenario())
 
-    async def ask_once(self: Group, payload: bytes, deadline_s: float) -> Applied:
+    async def ask_once(self: Group, payload: bytes, until: float) -> Applied:
         leader = self.status().leader
         assert leader is not None
-        outcome = await self._forward(leader, payload, deadline_s) if leader != self.node_id else None
+        outcome = await self._forward(leader, payload, 1.0) if leader != self.node_id else None
         return Applied(index=1) if leader == self.node_id else Applied(index=outcome.index)  # type: ignore[union-attr]
 
     monkeypatch.setattr(Group, "_propose_until_known", ask_once)

@@ -7,7 +7,7 @@ import pytest
 from consensus.engine import Role
 from consensus.errors import ReplicaDead, VotersChanged
 from consensus.limits import COMMAND_BYTES_MAX, RaftSettings
-from consensus.messages import AppendEntries, decode_frame, encode_frame
+from consensus.messages import AppendEntries, NextIndex, decode_frame, encode_frame
 from consensus.replica import PeerMessage, Propose, Replica, TransferLeadership
 from storage.errors import DiskFull
 from storage.ids import NodeId
@@ -231,3 +231,20 @@ def test_garbage_from_a_peer_is_dropped(frame: bytes) -> None:
     cluster.run()
     assert cluster.leader == leader
     assert cluster.replicas[leader].status.dropped["stranger"] == 1
+
+
+def test_an_acknowledgement_does_not_send_again_what_is_on_its_way() -> None:
+    """The engine alone would go back to what is acknowledged; and with a window, never send what was then lost."""
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run_until(lambda: cluster.now > 3)
+    peer = next(i for i in IDS if i != leader)
+    engine = cluster.replicas[leader].engine
+    cluster.propose(leader, 1, b"x")
+    cluster.step(leader)
+    first = engine.next_index(peer)
+    cluster.propose(leader, 2, b"y")
+    cluster.step(leader)
+    said = cluster.say(peer, leader, NextIndex(engine.term, first, False, True))
+    assert not any(isinstance(message, AppendEntries) for message in said)
+    assert (engine.match_index(peer), engine.next_index(peer)) == (first - 1, first + 1)
