@@ -3,7 +3,7 @@
 The engine decides elections, replication and commitment. Here it is bound to its surroundings: time and dice come from
 whoever steps it, the log and hard state from `consensus.journal`, what it says goes to a list, proposals and applied
 entries pass through `EngineOwner`. Its own sender of entries is replaced, because that one pickles large entries and
-sends without bound to a peer that lags. Names of the form `_SyncObj__x` are its private members; a test checks them
+sends without bound to a peer that lags. Names that begin with `_SyncObj` are its private members; a test checks them
 against the installed version.
 """
 
