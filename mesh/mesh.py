@@ -115,6 +115,7 @@ class Mesh:
         await self._manager.stop()
         await self._tasks.close()
         await self._manager.stop()  # links whose handshake ended meanwhile
+        await asyncio.sleep(0)  # aborted transports close their sockets in the next turn
         with contextlib.suppress(OSError):  # only hints; the data directory may be gone
             await self._save_peers()
 

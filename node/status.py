@@ -82,6 +82,7 @@ def document(service: NodeService) -> dict[str, Any]:
         "instance_id": facts.instance_id,
         "tier": facts.tier,
         "mesh": facts.mesh_name,
+        "mesh_id": service.mesh.mesh_id,
         "founding": service.mesh.founding_status,
         "ready": all(check.ok for check in checks),
         "leader": None if leader is None else {"node_id": leader, "name": names.get(leader)},

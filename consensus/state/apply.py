@@ -5,8 +5,8 @@ Rules a reader must not break:
   and failed assertions, which are our own bugs.
 - Pure: the same commands at the same indexes give the same rows and the same events on every replica, in every Python,
   under every hash seed. No clock, no dice, no order of sets.
-- A refused command changes no row. A repeated one changes no row either, except that a `Canary` is noted at its new
-  index.
+- A refused command changes no row. A repeated one changes no row either. A `Canary` changes none at all: it is noted
+  beside the digest.
 - The caller makes the changes of a command durable together with its index (one transaction), and calls this once
   for every index, in order.
 """
@@ -16,11 +16,11 @@ from typing import assert_never
 from consensus.state import branches, members, sessions
 from consensus.state.commands import (
     Answer,
-    AnyCommand,
     Applied,
     AssignBranches,
     Canary,
     CancelSession,
+    ChangingCommand,
     CompleteBranches,
     Refused,
     RegisterMember,
@@ -42,6 +42,8 @@ def apply(txn: Transaction, index: int, command: bytes) -> tuple[Answer, list[Nu
         decoded = decode_command(command)
     except CommandError as error:
         return Refused(index=index, code=error.code, message=error.message), []
+    if isinstance(decoded, Canary):
+        return members.canary(txn, index, decoded), []
     work = Workspace(txn, index, decoded.at_ms)
     answer = _dispatch(work, decoded)
     if isinstance(answer, Refused):
@@ -69,7 +71,7 @@ class StateMachine:
         return digest(txn)
 
 
-def _dispatch(work: Workspace, command: AnyCommand) -> Answer:
+def _dispatch(work: Workspace, command: ChangingCommand) -> Answer:
     match command:
         case CompleteBranches():
             return _counted(work, branches.complete(work, command))
@@ -85,8 +87,6 @@ def _dispatch(work: Workspace, command: AnyCommand) -> Answer:
             return members.register(work, command)
         case SetMemberStatus():
             return members.set_status(work, command)
-        case Canary():
-            return members.canary(work, command)
         case _:
             assert_never(command)
 

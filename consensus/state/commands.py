@@ -136,7 +136,7 @@ class Canary(Command, frozen=True, kw_only=True, tag="canary"):
     at_ms: int
 
 
-AnyCommand: TypeAlias = (
+ChangingCommand: TypeAlias = (
     RegisterMember
     | SetMemberStatus
     | SubmitSession
@@ -144,8 +144,8 @@ AnyCommand: TypeAlias = (
     | AssignBranches
     | CompleteBranches
     | RequeueBranches
-    | Canary
 )
+AnyCommand: TypeAlias = ChangingCommand | Canary
 
 
 class Applied(Row, frozen=True, kw_only=True, tag_field="answer", tag="applied"):

@@ -38,6 +38,7 @@ from consensus.state.tables import (
     RESULTS,
     SESSIONS,
     SESSIONS_BY_INDEX,
+    STATE_DIGEST,
     STATE_META,
     decode_attempt,
     decode_branch,
@@ -239,7 +240,7 @@ def oldest_event_index(txn: Transaction) -> int | None:
 
 
 def last_canary(txn: Transaction) -> LastCanary | None:
-    stored = txn.get(STATE_META, CANARY_KEY)
+    stored = txn.get(STATE_DIGEST, CANARY_KEY)
     return None if stored is None else decode_canary(stored)
 
 

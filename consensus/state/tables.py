@@ -62,9 +62,9 @@ EVENTS: Final = "events"
 PATTERNS: Final = "patterns"
 """16 bytes hash of the pattern -> PatternCount"""
 STATE_META: Final = "state_meta"
-"""`counters` -> Counters; `canary` -> LastCanary"""
+"""`counters` -> Counters"""
 STATE_DIGEST: Final = "state_digest"
-"""`digest` -> 16 bytes; apart, because it cannot digest itself"""
+"""`digest` -> 16 bytes, `canary` -> LastCanary; apart, because a digest cannot digest itself"""
 
 DIGESTED: Final = (
     MEMBERS,
