@@ -53,6 +53,13 @@ class Listener:
 
     async def stop(self) -> None:
         """Stop listening; connections being greeted belong to the supervisor."""
+        loop = asyncio.get_running_loop()
+        for server in self._servers:
+            for bound in server.sockets:
+                loop.remove_reader(bound.fileno())
+        # What asyncio has accepted but not handed over would never be closed by a server that is closed now.
+        for _ in range(3):
+            await asyncio.sleep(0)
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -73,9 +80,11 @@ class Listener:
         if task is None:
             transport.abort()
             return
-        task.add_done_callback(lambda _: self._leave(host))
+        task.add_done_callback(lambda task: self._leave(host, transport, was_cancelled=task.cancelled()))
 
-    def _leave(self, host: str) -> None:
+    def _leave(self, host: str, transport: asyncio.Transport, *, was_cancelled: bool) -> None:
+        if was_cancelled:
+            transport.abort()  # a task cancelled before its first step has closed nothing
         self._pending[host] -= 1
         if not self._pending[host]:
             del self._pending[host]

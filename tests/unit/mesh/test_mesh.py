@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import ssl
 import struct
 from pathlib import Path
@@ -469,6 +470,39 @@ def test_a_half_open_link_is_closed_for_its_silence(tmp_path: Path, monkeypatch:
                 await until(lambda: downs)
             assert downs == [(node_id, "silent", False)]
             assert a.is_up(b.node_id), "a peer that answers stays"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_restarts_and_broken_links_end_in_one_full_mesh(tmp_path: Path, seed: int) -> None:
+    async def scenario() -> None:
+        rng = random.Random(seed)
+        async with site(tmp_path) as here:
+            nodes: dict[str, Mesh] = {}
+            seeds: list[str] = []
+            for name in "abcd":
+                nodes[name] = await here.start(name, seeds=seeds)
+                seeds = [*seeds, address(nodes[name])]
+            for _ in range(30):
+                name = rng.choice("abcd")
+                if rng.random() < 0.5:
+                    port = nodes[name].port
+                    await nodes[name].stop()
+                    nodes[name] = await here.start(name, port=port, seeds=seeds)
+                else:
+                    for link in list(nodes[name]._manager.links.values()):
+                        link.abort("test")
+            await linked(*nodes.values())
+
+            def founded() -> list[str]:
+                records = [store.record for store in here.stores.values()]
+                return [record.mesh_id for record in records if record is not None and record.state == "founded"]
+
+            await until(lambda: len(founded()) == 3)
+            assert len(set(founded())) == 1
+            for node in nodes.values():
+                assert not set(node.counters()) - {"self", "duplicate", "hung_up", "stopping"}
 
     asyncio.run(scenario())
 
