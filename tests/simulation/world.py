@@ -49,7 +49,7 @@ class World:
     replica_type = Replica
     torn_commit_chance = 0.002
 
-    def __init__(self, seed: int, nodes: int, *, fault_s: float = 8.0, heal_s: float = 30.0) -> None:
+    def __init__(self, seed: int, nodes: int, *, fault_s: float = 8.0, heal_s: float = 90.0) -> None:
         self.seed = seed
         self.dice = random.Random(f"{seed}/{nodes}")
         self.fault_s, self.heal_s = fault_s, heal_s
