@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
+from typing import TypeAlias
 
 import msgspec
 
@@ -37,12 +38,17 @@ from storage.ids import NodeId
 from storage.transactions import Store
 
 
+Frames: TypeAlias = list[tuple[NodeId, bytes]]
+"""For peers, in order."""
+
+
 class _Stop:
     """Ends the thread."""
 
 
 class ReplicaDriver:
-    """`on_output(output)` and `on_failure(error, is_final)` are called on the loop that called `start`."""
+    """`on_frames(frames)`, `on_output(output)` and `on_failure(error, is_final)` are called on the loop that called
+    `start`, in the order in which the replica spoke."""
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class ReplicaDriver:
         store: Store,
         machine: StateMachine,
         settings: RaftSettings,
+        on_frames: Callable[[Frames], None],
         on_output: Callable[[Output], None],
         on_failure: Callable[[Exception, bool], None],
         rng: random.Random | None = None,
@@ -60,11 +67,12 @@ class ReplicaDriver:
         self._store = store
         self._machine = machine
         self._settings = settings
+        self._on_frames = on_frames
         self._on_output = on_output
         self._on_failure = on_failure
         self._rng = rng or random.Random()  # noqa: S311  # spreads elections in time, keeps no secret
         self._queue: SimpleQueue[Input | _Stop] = SimpleQueue()
-        self._deliveries: deque[Output | tuple[Exception, bool]] = deque()
+        self._deliveries: deque[Output | Frames | tuple[Exception, bool]] = deque()
         self._lock = threading.Lock()  # guards `_is_scheduled`
         self._is_scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -172,7 +180,7 @@ class ReplicaDriver:
             for _ in range(min(count, INPUTS_PER_STEP_MAX)):
                 if not self._note(get(), inputs):
                     return
-            output = replica.step(inputs, time.monotonic())
+            output = replica.step(inputs, time.monotonic(), self._publish_early)
             inputs = []
             for resolved in output.resolved:
                 tokens.discard(resolved.token)
@@ -219,7 +227,11 @@ class ReplicaDriver:
         self._discard()
         self._publish((error, True))
 
-    def _publish(self, delivery: Output | tuple[Exception, bool]) -> None:
+    def _publish_early(self, frames: Frames) -> None:
+        """On its way while the disk is written: the disk wait leaves the interpreter to the loop."""
+        self._publish(frames)
+
+    def _publish(self, delivery: Output | Frames | tuple[Exception, bool]) -> None:
         self._deliveries.append(delivery)
         with self._lock:
             if self._is_scheduled:
@@ -238,6 +250,8 @@ class ReplicaDriver:
             delivery = self._deliveries.popleft()
             if isinstance(delivery, Output):
                 self._on_output(delivery)
+            elif isinstance(delivery, list):
+                self._on_frames(delivery)
             else:
                 self._on_failure(*delivery)
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from consensus.driver import ReplicaDriver, unknown_status
+from consensus.driver import Frames, ReplicaDriver, unknown_status
 from consensus.engine import Role
 from consensus.errors import ProposalFailed, ProposalTimeout, Unavailable
 from consensus.limits import CHECKPOINTS_MAX, FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, RaftSettings
@@ -93,7 +93,15 @@ class Group:
         self._report_failure = on_failure
         self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
         self._driver = ReplicaDriver(
-            node_id, voters, store, machine, settings or RaftSettings(), self._on_output, self._on_failure, rng
+            node_id,
+            voters,
+            store,
+            machine,
+            settings or RaftSettings(),
+            self._on_frames,
+            self._on_output,
+            self._on_failure,
+            rng,
         )
         self._status = unknown_status(node_id, tuple(sorted(voters)))
         self._tokens = itertools.count(1)
@@ -366,9 +374,12 @@ class Group:
 
     # -- what the replica brings --
 
-    def _on_output(self, output: Output) -> None:
-        for peer, frame in output.messages:
+    def _on_frames(self, frames: Frames) -> None:
+        for peer, frame in frames:
             self._transport.send(peer, frame)
+
+    def _on_output(self, output: Output) -> None:
+        self._on_frames(output.messages)
         old, self._status = self._status, output.status
         for checkpoint in output.checkpoints:
             self._digests[checkpoint[0]] = checkpoint[1]

@@ -77,6 +77,9 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     failover_min_s: float = 0.02
     """After the link to the leader was closed by the leader's side: its process is gone."""
     failover_max_s: float = 0.12
+    commit_notice_s: float = 0.001
+    """How long a leader with nothing to send waits before it tells followers what is committed: longer than a caller
+    needs to send its next command, shorter than anyone who waits for an event would notice."""
     batch_bytes: int = 2 << 20
     """Commands in one append message."""
     batch_entries: int = BATCH_ENTRIES_MAX

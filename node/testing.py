@@ -99,7 +99,7 @@ class Daemon:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **self.environment},
-                start_new_session=True,
+                process_group=0,
             )
 
     def signal(self, number: signal.Signals) -> None:

@@ -212,7 +212,7 @@ class SpeaksBeforeItIsDurable(World):
     """What a step says goes out although its commit has failed."""
 
     def on_failed_step(self, i: NodeId, replica: Replica) -> None:
-        for peer, frame in replica._pack():
+        for peer, frame in replica._pack(replica._outbox):
             self.transmit(i, peer, frame)
             self.deliver_at_once(i, peer)
         for resolved in replica._resolved:

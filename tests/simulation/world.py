@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from consensus.engine import Role
 from consensus.journal import TABLES
 from consensus.limits import RaftSettings
@@ -68,6 +70,8 @@ class World:
         self.propose_every_s = self.dice.choice([0.02, 0.05, 0.2])
         self.fault_every_s = self.dice.choice([0.1, 0.3, 1.0])
         self.latency_s = self.dice.choice([0.001, 0.01, 0.05])
+        notice_s = self.dice.choice([0.0, 0.001, 0.1])
+        self.settings = msgspec.structs.replace(self.settings, commit_notice_s=notice_s)
         self.now = 100.0
         self.is_healed = False
         self.stores = {i: MemoryStore((*TABLES, APPLIED_TABLE)) for i in self.ids}
@@ -191,7 +195,7 @@ class World:
         if fails:
             self.stores[i].fail_next_commit(DiskFull("planned"))
         try:
-            output = replica.step(inputs, self.now)
+            output = replica.step(inputs, self.now, lambda frames: self.transmit_all(i, frames))
         except DiskFull:
             self.on_failed_step(i, replica)
             self.stop(i, restart_s=self.dice.random() * 2)
@@ -206,14 +210,17 @@ class World:
                 self.acked[resolved.token] = self.commands[resolved.token]
                 if resolved.answer != (resolved.index, self.commands[resolved.token]):
                     raise Violation(f"{i}: proposal {resolved.token} was answered with another's answer")
-        for peer, frame in output.messages:
-            self.transmit(i, peer, frame)
+        self.transmit_all(i, output.messages)
         self.wake(i, max(output.next_deadline - self.now, 0.0))
 
     def on_failed_step(self, i: NodeId, replica: Replica) -> None:
         """The process died in its commit: nothing it would have said was said."""
 
     # -- network --
+
+    def transmit_all(self, source: NodeId, frames: list[tuple[NodeId, bytes]]) -> None:
+        for target, frame in frames:
+            self.transmit(source, target, frame)
 
     def transmit(self, source: NodeId, target: NodeId, frame: bytes) -> None:
         self.frames += 1

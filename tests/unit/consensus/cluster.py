@@ -20,7 +20,7 @@ class Cluster:
 
     def __init__(self, ids: list[NodeId] = IDS, settings: RaftSettings | None = None) -> None:
         self.ids = ids
-        self.settings = settings or RaftSettings()
+        self.settings = settings or RaftSettings(commit_notice_s=0.0)  # its clock stands still while messages go
         self.now = 0.0
         self.stores = {i: MemoryStore((*TABLES, APPLIED_TABLE)) for i in ids}
         self.replicas: dict[NodeId, Replica] = {}

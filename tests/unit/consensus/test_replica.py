@@ -163,7 +163,7 @@ def test_other_voters_than_at_the_founding_are_refused() -> None:
 
 
 def test_a_lagging_follower_is_sent_no_more_than_its_window() -> None:
-    settings = RaftSettings(window_bytes=20_000, batch_bytes=4_000)
+    settings = RaftSettings(window_bytes=20_000, batch_bytes=4_000, commit_notice_s=0.0)
     cluster = Cluster(settings=settings)
     leader = cluster.elect()
     cluster.run()
@@ -206,7 +206,7 @@ def test_an_isolated_leader_does_not_believe_for_long() -> None:
 
 
 def test_batches_are_not_longer_than_allowed() -> None:
-    cluster = Cluster(settings=RaftSettings(batch_bytes=500))
+    cluster = Cluster(settings=RaftSettings(batch_bytes=500, commit_notice_s=0.0))
     leader = cluster.elect()
     for token in range(100):
         cluster.propose(leader, token, b"x" * 90)

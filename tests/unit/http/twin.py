@@ -116,6 +116,7 @@ class Peer(NamedTuple):
 
 class TwinMesh:
     founding_status = "alone, waiting for 2 more"
+    mesh_id: str | None = None
 
     def peers(self) -> list[Peer]:
         return [Peer("b" * 26, "beta", "down")]

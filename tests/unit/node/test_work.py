@@ -1,0 +1,276 @@
+"""A node's share of the work: which assignments it takes, and that no outcome is lost or recorded twice."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from consensus.errors import ProposalTimeout
+from consensus.state import queries
+from consensus.state.commands import (
+    AnyCommand,
+    Applied,
+    AssignBranches,
+    Assignment,
+    BranchSpec,
+    CancelSession,
+    CompleteBranches,
+    Outcome,
+    Refused,
+    RegisterMember,
+    Requeue,
+    RequeueBranches,
+    SubmitSession,
+)
+from consensus.state.rows import Failure, Knowledge, RitualOffer
+from node import work as work_module
+from node.executor.work import Work
+from node.work import Assignments, Reporter
+from storage.ids import InstanceId, NodeId, SessionId
+from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinGroup
+
+SESSION = SessionId("2df18a12-f01b-4fb3-91b1-b52a88d742cf")
+OTHER = NodeId("b" * 26)
+
+
+class RecordingExecutor:
+    def __init__(self) -> None:
+        self.submitted: list[Work] = []
+        self.cancelled: list[tuple[str, int, int]] = []
+
+    def submit(self, work: Work) -> None:
+        self.submitted.append(work)
+
+    def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> None:
+        self.cancelled.append((session_id, branch_index, attempt))
+
+
+def spec(ritual: str = "echo", task: str = "x") -> BranchSpec:
+    return BranchSpec(ritual=ritual, task=task, parameters={"a": 1}, seed=7, timeout_ms=60_000, attempts_max=3)
+
+
+def register(group: TwinGroup, node: NodeId, instance: InstanceId) -> None:
+    group.apply(
+        RegisterMember(
+            node_id=node, instance_id=instance, name=node[:4], tier="core", address="", http_address="", slots=2,
+            async_slots=10, rituals={name: RitualOffer(version="1", kind="async") for name in ("echo", "consolidate")},
+            software="0", at_ms=NOW_MS,
+        )
+    )  # fmt: skip
+
+
+def submit(group: TwinGroup, branches: int) -> None:
+    group.apply(
+        SubmitSession(
+            session_id=SESSION, thought="why?", branches=[spec(task=f"task {i}") for i in range(branches)],
+            consolidation=spec("consolidate"), submitted_by=NODE, at_ms=NOW_MS,
+        )
+    )  # fmt: skip
+
+
+def assign(group: TwinGroup, index: int, attempt: int = 1, node: NodeId = NODE, instance: InstanceId = INSTANCE) -> None:
+    assignment = Assignment(
+        session_id=SESSION, branch_index=index, attempt=attempt, node_id=node, instance_id=instance,
+        deadline_ms=NOW_MS + 60_000,
+    )  # fmt: skip
+    answer = group.apply(AssignBranches(assignments=[assignment], at_ms=NOW_MS))
+    assert isinstance(answer, Applied)
+    assert answer.changed == 1
+
+
+def outcome(index: int, attempt: int = 1, text: str = "done") -> Outcome:
+    return Outcome(
+        session_id=SESSION, branch_index=index, attempt=attempt, node_id=NODE, duration_ms=5, ritual_version="1",
+        knowledge=Knowledge(summary=text, result={"text": text}),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def group() -> TwinGroup:
+    group = TwinGroup()
+    register(group, NODE, INSTANCE)
+    register(group, OTHER, InstanceId("2" * 16))
+    return group
+
+
+@pytest.fixture
+def executor(group: TwinGroup) -> RecordingExecutor:
+    executor = RecordingExecutor()
+    group.subscribe_events(Assignments(NODE, INSTANCE, group, executor).on_events)
+    return executor
+
+
+def test_an_assignment_of_this_instance_is_executed_as_submitted(
+    group: TwinGroup, executor: RecordingExecutor
+) -> None:
+    submit(group, 2)
+    assign(group, 1)
+    (work,) = executor.submitted
+    assert (work.branch_index, work.attempt, work.ritual, work.task) == (1, 1, "echo", "task 1")
+    assert (work.parameters, work.seed, work.timeout_ms, work.thought) == ({"a": 1}, 7, 60_000, "why?")
+    assert work.inputs is None
+
+
+def test_others_work_is_left_alone(group: TwinGroup, executor: RecordingExecutor) -> None:
+    submit(group, 2)
+    assign(group, 0, node=OTHER, instance=InstanceId("2" * 16))
+    assert executor.submitted == []
+    group.apply(CancelSession(session_id=SESSION, reason="enough", at_ms=NOW_MS))
+    assert executor.cancelled == []
+
+
+def test_what_is_taken_away_is_stopped(group: TwinGroup, executor: RecordingExecutor) -> None:
+    submit(group, 2)
+    assign(group, 0)
+    assign(group, 1)
+    failure = Failure(code="lease_expired", message="too late")
+    requeue = Requeue(session_id=SESSION, branch_index=0, attempt=1, failure=failure, is_lost=False)
+    group.apply(RequeueBranches(requeues=[requeue], at_ms=NOW_MS))
+    assert executor.cancelled == [(SESSION, 0, 1)]
+    group.apply(CancelSession(session_id=SESSION, reason="enough", at_ms=NOW_MS))
+    assert executor.cancelled == [(SESSION, 0, 1), (SESSION, 1, 1)]
+
+
+def test_a_consolidation_sees_every_branch(group: TwinGroup, executor: RecordingExecutor) -> None:
+    submit(group, 2)
+    assign(group, 0)
+    group.apply(CompleteBranches(outcomes=[outcome(0, text="zero")], at_ms=NOW_MS))
+    failure = Failure(code="ritual_error", message="broken")
+    for attempt in (1, 2, 3):
+        assign(group, 1, attempt)
+        bad = Outcome(
+            session_id=SESSION, branch_index=1, attempt=attempt, node_id=NODE, duration_ms=1, ritual_version="1",
+            failure=failure,
+        )  # fmt: skip
+        group.apply(CompleteBranches(outcomes=[bad], at_ms=NOW_MS))
+    assign(group, 2)
+    inputs = executor.submitted[-1].inputs
+    assert inputs is not None
+    assert [(one.branch_index, one.status) for one in inputs] == [(0, "completed"), (1, "failed")]
+    assert inputs[0].knowledge is not None
+    assert inputs[0].knowledge.result == {"text": "zero"}
+    assert inputs[1].failure == failure
+
+
+def test_inputs_beyond_the_cap_come_without_their_result(
+    group: TwinGroup, executor: RecordingExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_module, "INPUT_BYTES_MAX", 30)
+    submit(group, 3)
+    for index in range(3):
+        assign(group, index)
+        group.apply(CompleteBranches(outcomes=[outcome(index)], at_ms=NOW_MS))
+    assign(group, 3)
+    inputs = executor.submitted[-1].inputs
+    assert inputs is not None
+    assert [one.knowledge is not None and one.knowledge.result is not None for one in inputs] == [True, True, False]
+    assert [one.knowledge is not None and one.knowledge.summary for one in inputs] == ["done"] * 3
+
+
+class Flaky(TwinGroup):
+    """Loses the first answers: before the command is applied, or after."""
+
+    def __init__(self, losses: int, *, applies: bool) -> None:
+        super().__init__()
+        self.losses, self.applies = losses, applies
+        self.proposed: list[AnyCommand] = []
+
+    async def propose(self, command: AnyCommand, deadline_s: float = 10.0):  # type: ignore[no-untyped-def]
+        self.proposed.append(command)
+        if self.losses:
+            self.losses -= 1
+            if self.applies:
+                self.apply(command)
+            raise ProposalTimeout("timeout", deadline_s)
+        return await super().propose(command, deadline_s)
+
+
+@contextlib.asynccontextmanager
+async def running(reporter: Reporter) -> AsyncIterator[None]:
+    task = asyncio.create_task(reporter.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("applies", [False, True])
+def test_an_outcome_survives_lost_answers_and_is_recorded_once(
+    applies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_module, "REPORT_PAUSE_S", 0.0)
+    group = Flaky(3, applies=applies)
+    register(group, NODE, INSTANCE)
+    submit(group, 1)
+    assign(group, 0)
+
+    async def scenario() -> None:
+        reporter = Reporter(group, lambda: NOW_MS)
+        async with running(reporter), asyncio.timeout(10):
+            reporter.add(outcome(0))
+            await reporter.wait_idle()
+
+    asyncio.run(scenario())
+    with group.read() as txn:
+        session = queries.get_session(txn, SESSION)
+        attempts = queries.list_attempts(txn, SESSION, 0)
+    assert session is not None
+    assert session.completed == 1
+    assert [attempt.status for attempt in attempts] == ["completed"]
+
+
+def test_outcomes_that_come_together_are_recorded_together() -> None:
+    group = Flaky(0, applies=True)
+    register(group, NODE, INSTANCE)
+    submit(group, 20)
+    for index in range(20):
+        assign(group, index)
+
+    async def scenario() -> None:
+        reporter = Reporter(group, lambda: NOW_MS)
+        async with running(reporter), asyncio.timeout(10):
+            for index in range(20):
+                reporter.add(outcome(index))
+            await reporter.wait_idle()
+
+    asyncio.run(scenario())
+    assert [len(command.outcomes) for command in group.proposed if isinstance(command, CompleteBranches)] == [20]
+
+
+def poisoned(command: AnyCommand, poison: Callable[[Outcome], bool]) -> bool:
+    return isinstance(command, CompleteBranches) and any(map(poison, command.outcomes))
+
+
+def test_one_bad_outcome_does_not_take_its_neighbours_along() -> None:
+    class Picky(TwinGroup):
+        async def propose(self, command: AnyCommand, deadline_s: float = 10.0):  # type: ignore[no-untyped-def]
+            if poisoned(command, lambda one: one.branch_index == 3 and one.knowledge is not None):
+                return Refused(index=1, code="malformed", message="not this one")
+            return await super().propose(command, deadline_s)
+
+    group = Picky()
+    register(group, NODE, INSTANCE)
+    submit(group, 8)
+    for index in range(8):
+        assign(group, index)
+
+    async def scenario() -> None:
+        reporter = Reporter(group, lambda: NOW_MS)
+        async with running(reporter), asyncio.timeout(10):
+            for index in range(8):
+                reporter.add(outcome(index))
+            await reporter.wait_idle()
+
+    asyncio.run(scenario())
+    with group.read() as txn:
+        session = queries.get_session(txn, SESSION)
+        third = queries.get_branch(txn, SESSION, 3)
+        attempts = queries.list_attempts(txn, SESSION, 3)
+    assert session is not None
+    assert third is not None
+    assert session.completed == 7
+    assert third.status == "pending", "its failure is recorded and it is tried again"
+    assert [attempt.failure and attempt.failure.code for attempt in attempts] == ["malformed"]
