@@ -1,17 +1,28 @@
-"""Meshes on loopback for tests: no multicast unless asked for, a log that is kept, and conditions instead of sleeps."""
+"""Meshes on loopback for tests: no multicast unless asked for, a log that is kept, and conditions instead of sleeps.
+
+And a peer made by hand, for what no node of ours would say.
+"""
 
 import asyncio
+import contextlib
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
+import ssl
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mesh.bootstrap import FoundingRecord
+from mesh.handshake import Hello
 from mesh.identity import Identity, new_instance_id
+from mesh.links.frames import Kind
 from mesh.mesh import Mesh, MeshSettings
-from mesh.trust import MeshSecret
-from storage.ids import InstanceId
+from mesh.trust import MeshSecret, make_trust
+from storage.ids import InstanceId, NodeId
 
 SECRET = MeshSecret(b"0123456789abcdef0123456789abcdef")
 DEADLINE_S = 20.0
@@ -144,6 +155,59 @@ async def linked(*meshes: Mesh) -> None:
     for one in meshes:
         for other in meshes:
             if one is not other:
-                await until(
-                    lambda one=one, other=other: one.is_up(other.node_id), f"{one.settings.node_name} is not linked"
-                )
+                await until(partial(one.is_up, other.node_id), f"{one.settings.node_name} is not linked")
+
+
+def run(scenario: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    """Scenarios are coroutines taking the test's directory; asyncio.run also ends the default executor's threads."""
+
+    def test(tmp_path: Path) -> None:
+        asyncio.run(scenario(tmp_path))
+
+    test.__name__ = scenario.__name__
+    test.__doc__ = scenario.__doc__
+    return test
+
+
+# --- a peer made by hand ---
+
+
+def claims(node_id: NodeId) -> dict[str, object]:
+    return {
+        "protocol_min": 1,
+        "protocol_max": 1,
+        "mesh_name": "test",
+        "node_id": node_id,
+        "instance_id": "0011223344556677",
+        "node_name": "stranger",
+        "tier": "core",
+    }
+
+
+def encoded(hello: dict[str, object] | Hello) -> bytes:
+    return msgspec.msgpack.encode(hello)
+
+
+@asynccontextmanager
+async def stranger(
+    directory: Path, mesh: Mesh
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, NodeId]]:
+    """TLS with the right secret, and then whatever a test wants to say."""
+    identity = Identity.generate()
+    context = make_trust(identity, SECRET, "test").client
+    reader, writer = await asyncio.open_connection("127.0.0.1", mesh.port, ssl=context, server_hostname="")
+    try:
+        yield reader, writer, identity.node_id
+    finally:
+        await close(writer)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[Kind, bytes]:
+    length, kind = struct.unpack("!IB", await reader.readexactly(5))
+    return Kind(kind), await reader.readexactly(length - 1)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        await writer.wait_closed()
