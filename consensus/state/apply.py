@@ -80,7 +80,10 @@ def _dispatch(work: Workspace, command: ChangingCommand) -> Answer:
         case RequeueBranches():
             return _counted(work, branches.requeue(work, command))
         case SubmitSession():
-            return sessions.submit(work, command)
+            answer = sessions.submit(work, command)
+            if isinstance(answer, Applied) and answer.changed:
+                branches.begin(work, command)
+            return answer
         case CancelSession():
             return sessions.cancel(work, command)
         case RegisterMember():

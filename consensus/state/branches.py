@@ -11,7 +11,15 @@ Rules a reader must not break:
 
 from msgspec.structs import replace
 
-from consensus.state.commands import AssignBranches, Assignment, CompleteBranches, Outcome, RequeueBranches
+from consensus.state.commands import (
+    AssignBranches,
+    Assignment,
+    CompleteBranches,
+    Offer,
+    Outcome,
+    RequeueBranches,
+    SubmitSession,
+)
 from consensus.state.encoding import clipped, encode_knowledge
 from consensus.state.events import BranchAssigned, BranchCompleted, BranchFailed, BranchRequeued
 from consensus.state.limits import (
@@ -43,6 +51,7 @@ from consensus.state.tables import (
 )
 from storage.codec import digest
 from storage.ids import InstanceId, NodeId
+from storage.tables import u64
 
 
 def assign(work: Workspace, command: AssignBranches) -> tuple[int, int]:
@@ -118,12 +127,42 @@ def _assign_one(work: Workspace, item: Assignment, member: Member) -> bool:
     return True
 
 
+def begin(work: Workspace, command: SubmitSession) -> None:
+    """After its submission: the first branch takes the place that was offered, unless others wait for places."""
+    waiting = work.txn.first(QUEUE)
+    if command.offer is None or waiting is None or waiting[0] != u64(work.index) + u32(0):
+        return
+    _take_up(work, command.offer, work.begun(command.session_id), 0)
+
+
+def _take_up(work: Workspace, offer: Offer, edit: SessionEdit, branch_index: int) -> None:
+    """Assigns a queued branch to the place that came with the command."""
+    stored = work.txn.get(MEMBERS, offer.node_id.encode())
+    member = None if stored is None else decode_member(stored)
+    if member is None or member.status != "alive" or member.instance_id != offer.instance_id:
+        return
+    row = work.txn.get(BRANCHES, edit.key + u32(branch_index))
+    assert row is not None, "what is queued exists"
+    branch = decode_branch(row)
+    assignment = Assignment(
+        session_id=branch.session_id,
+        branch_index=branch_index,
+        attempt=branch.attempt + 1,
+        node_id=offer.node_id,
+        instance_id=offer.instance_id,
+        deadline_ms=work.at_ms + branch.timeout_ms + offer.lease_grace_ms,
+    )
+    _assign_one(work, assignment, member)
+
+
 def complete(work: Workspace, command: CompleteBranches) -> tuple[int, int]:
     """(recorded, skipped)"""
     recorded = 0
     for outcome in command.outcomes:
         recorded += _record(work, outcome)
-    settle(work)
+    ready = settle(work)
+    if ready and command.offer is not None:
+        _take_up(work, command.offer, ready[0], ready[0].row.total_branches)
     store_patterns(work)
     return recorded, len(command.outcomes) - recorded
 

@@ -54,6 +54,17 @@ class BranchSpec(Row, frozen=True, kw_only=True):
     attempts_max: int
 
 
+class Offer(Row, frozen=True, kw_only=True):
+    """One free place of the proposing node, for a branch that its command makes ready: that branch is assigned by the
+    same command, a commitment and a hop sooner than by the scheduler. Nothing that waits longer is overtaken, and an
+    offer that does not fit (other instance, not alive, ritual not offered) is passed over: the branch is queued."""
+
+    node_id: NodeId
+    instance_id: InstanceId
+    lease_grace_ms: int
+    """Added to the branch's timeout: the lease."""
+
+
 class SubmitSession(Command, frozen=True, kw_only=True, tag="submit_session"):
     session_id: SessionId
     thought: str
@@ -62,6 +73,8 @@ class SubmitSession(Command, frozen=True, kw_only=True, tag="submit_session"):
     submitted_by: NodeId
     at_ms: int
     main_session_id: SessionId | None = None
+    offer: Offer | None = None
+    """For the first branch, if no other session has work waiting."""
 
 
 class CancelSession(Command, frozen=True, kw_only=True, tag="cancel_session"):
@@ -109,6 +122,8 @@ class CompleteBranches(Command, frozen=True, kw_only=True, tag="complete_branche
 
     outcomes: list[Outcome]
     at_ms: int
+    offer: Offer | None = None
+    """For the consolidation of the first session that these outcomes make ready for it."""
 
 
 class Requeue(Row, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from consensus.state.commands import (
     Canary,
     CancelSession,
     CompleteBranches,
+    Offer,
     RegisterMember,
     RequeueBranches,
     SetMemberStatus,
@@ -105,7 +106,9 @@ def check_command(command: AnyCommand) -> None:
             _id("node_id", command.node_id)
             if len(command.payload) > CANARY_PAYLOAD_BYTES_MAX:
                 raise CommandError("too_large", f"payload: at most {CANARY_PAYLOAD_BYTES_MAX} bytes are allowed")
-        case CancelSession() | AssignBranches() | CompleteBranches() | RequeueBranches():
+        case CompleteBranches():
+            _check_offer(command.offer)
+        case CancelSession() | AssignBranches() | RequeueBranches():
             pass
         case _:
             assert_never(command)
@@ -177,6 +180,13 @@ def _check_submission(command: SubmitSession) -> None:
     for index, spec in enumerate(command.branches):
         _check_spec(f"branches[{index}]", spec)
     _check_spec("consolidation", command.consolidation)
+    _check_offer(command.offer)
+
+
+def _check_offer(offer: Offer | None) -> None:
+    if offer is not None:
+        _id("offer.node_id", offer.node_id)
+        _range("offer.lease_grace_ms", offer.lease_grace_ms, 0, TIMEOUT_MS_MAX)
 
 
 def _check_spec(where: str, spec: BranchSpec) -> None:

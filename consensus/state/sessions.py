@@ -180,8 +180,10 @@ def _cancel_attempt(work: Workspace, key: bytes, branch: Branch, reason: str) ->
     )
 
 
-def settle(work: Workspace) -> None:
-    """Once, after a command has ended branches: queue the consolidation of each session that has none left."""
+def settle(work: Workspace) -> list[SessionEdit]:
+    """Once, after a command has ended branches: queue the consolidation of each session that has none left, and answer
+    those sessions."""
+    ready = []
     for edit in work.sessions():
         if not edit.has_ended_branch or edit.pending or edit.processing or not edit.is_open:
             continue
@@ -193,9 +195,11 @@ def settle(work: Workspace) -> None:
             entry = queue_entry(decode_branch(stored))
             work.insert(QUEUE, edit.queue_key(edit.row.total_branches), encode(entry))
             edit.has_changed = True
+            ready.append(edit)
         else:
             message = f"All {edit.failed} branches failed; see the failure of each branch."
             fail_session(work, edit, Failure(code="all_branches_failed", message=message))
+    return ready
 
 
 def conclude(work: Workspace, edit: SessionEdit, branch: Branch, knowledge: Knowledge) -> None:

@@ -282,6 +282,13 @@ class Workspace:
         self._sessions[session_id] = edit
         return edit
 
+    def begun(self, session_id: str) -> SessionEdit:
+        """A session that this command has just inserted."""
+        self._sessions.pop(session_id, None)
+        edit = self.session(session_id)
+        assert edit is not None, "it was inserted"
+        return edit
+
     @property
     def has_changes(self) -> bool:
         return self._delta != 0

@@ -9,6 +9,7 @@ from typing import Any
 from consensus.state.commands import (
     AnyCommand,
     AssignBranches,
+    Assignment,
     Canary,
     CancelSession,
     CompleteBranches,
@@ -18,6 +19,7 @@ from consensus.state.commands import (
     SubmitSession,
 )
 from consensus.state.rows import Failure
+from storage.ids import SessionId
 
 Answer = tuple[str, int, int] | tuple[str, str]
 OPEN = ("pending", "processing")
@@ -52,7 +54,13 @@ class Twin:
             case AssignBranches():
                 return self.batch([self.assign(item) for item in command.assignments])
             case CompleteBranches():
-                return self.batch([self.complete(item) for item in command.outcomes])
+                before = [key for key, session in self.sessions.items() if self.is_ready(session)]
+                done = self.batch([self.complete(item) for item in command.outcomes])
+                named = dict.fromkeys(item.session_id for item in command.outcomes)
+                ready = [key for key in named if key in self.sessions and self.is_ready(self.sessions[key])]
+                for key in [key for key in ready if key not in before][:1]:
+                    self.take_up(command.offer, key, len(self.sessions[key]["branches"]) - 1)
+                return done
             case RequeueBranches():
                 return self.batch([self.requeue(item) for item in command.requeues])
             case Canary():
@@ -143,6 +151,7 @@ class Twin:
                     "place": place,
                     "ritual": spec.ritual,
                     "attempts_max": spec.attempts_max,
+                    "timeout": spec.timeout_ms,
                     "status": "pending",
                     "attempt": 0,
                     "node": None,
@@ -159,7 +168,23 @@ class Twin:
             ],
         }
         self.events.append(f"session_submitted {command.session_id}")
+        if self.queue()[0][0] == command.session_id:
+            self.take_up(command.offer, command.session_id, 0)
         return ("applied", 1, 0)
+
+    def take_up(self, offer: Any, session_id: str, place: int) -> None:
+        if offer is not None:
+            branch = self.sessions[session_id]["branches"][place]
+            self.assign(
+                Assignment(
+                    session_id=SessionId(session_id),
+                    branch_index=place,
+                    attempt=len(branch["attempts"]) + 1,
+                    node_id=offer.node_id,
+                    instance_id=offer.instance_id,
+                    deadline_ms=self.at_ms + branch["timeout"] + offer.lease_grace_ms,
+                )
+            )
 
     def cancel(self, command: CancelSession) -> Answer:
         session = self.sessions.get(command.session_id)

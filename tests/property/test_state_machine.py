@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from consensus.state import branches, members, queries, sessions
-from consensus.state.commands import AnyCommand, Applied, Canary, Refused
+from consensus.state.commands import AnyCommand, Applied, Canary, Offer, Refused
 from consensus.state.encoding import encode_command
 from consensus.state.rows import Branch
 from tests.property.state_twin import Answer, Twin, failure_code
@@ -31,6 +31,7 @@ from tests.unit.state.model import (
     cancel,
     complete,
     knowledge,
+    offer,
     outcome,
     register,
     requeue,
@@ -57,6 +58,7 @@ session_ids = st.sampled_from(SESSIONS)
 places = st.integers(-1, 4)
 attempts = st.integers(0, 4)
 results = st.builds(knowledge, patterns=st.lists(st.sampled_from(["p", "q"]), unique=True, max_size=2))
+offers = st.none() | st.builds(offer, nodes, numbers, st.integers(0, 9))
 blind_assignments = st.builds(assignment, session_ids, places, attempts, nodes, numbers, st.integers(-1, 9))
 blind_outcomes = st.builds(outcome, session_ids, places, attempts, nodes, knowledge=results) | st.builds(
     outcome, session_ids, places, attempts, nodes, failure=st.just(FAILED), is_lost=st.booleans()
@@ -196,11 +198,11 @@ class Comparison(RuleBasedStateMachine):
     def set_status(self, node: Any, number: int, status: Any) -> None:
         self.pair.apply(set_status(node, status, number))
 
-    @rule(identity=session_ids, count=st.integers(1, 3), attempts_max=st.integers(1, 2), at_ms=times)
-    def submit(self, identity: Any, count: int, attempts_max: int, at_ms: int) -> None:
+    @rule(identity=session_ids, count=st.integers(1, 3), attempts_max=st.integers(1, 2), at_ms=times, offered=offers)
+    def submit(self, identity: Any, count: int, attempts_max: int, at_ms: int, offered: Offer | None) -> None:
         parts = [spec(attempts_max=attempts_max) for _ in range(count)]
         last = spec("consolidate", attempts_max=attempts_max)
-        self.pair.apply(submit(identity, at_ms=at_ms, specs=parts, consolidation=last))
+        self.pair.apply(submit(identity, at_ms=at_ms, specs=parts, consolidation=last, offer=offered))
 
     @rule(identity=session_ids, odds=st.integers(0, 3))
     def cancel(self, identity: Any, odds: int) -> None:
@@ -217,8 +219,8 @@ class Comparison(RuleBasedStateMachine):
         ]
         self.pair.apply(assign(*head, *blind, *head[:1], at_ms=at_ms))
 
-    @rule(data=st.data(), at_ms=times, blind=st.lists(blind_outcomes, max_size=2))
-    def complete(self, data: st.DataObject, at_ms: int, blind: list[Any]) -> None:
+    @rule(data=st.data(), at_ms=times, blind=st.lists(blind_outcomes, max_size=2), offered=offers)
+    def complete(self, data: st.DataObject, at_ms: int, blind: list[Any], offered: Offer | None) -> None:
         known = []
         for s, p, a, node, _ in self.pair.twin.leases():
             how = data.draw(st.sampled_from(["ok", "ok", "failed", "lost", "not yet"]))
@@ -226,7 +228,7 @@ class Comparison(RuleBasedStateMachine):
                 known.append(outcome(s, p, a, node, knowledge=data.draw(results)))  # type: ignore[arg-type]
             elif how != "not yet":
                 known.append(outcome(s, p, a, node, failure=FAILED, is_lost=how == "lost"))  # type: ignore[arg-type]
-        self.pair.apply(complete(*known, *blind, *known[:1], at_ms=at_ms))
+        self.pair.apply(complete(*known, *blind, *known[:1], at_ms=at_ms, offered=offered))
 
     @rule(data=st.data())
     def late(self, data: st.DataObject) -> None:
@@ -405,6 +407,7 @@ def _commands() -> Iterator[AnyCommand]:
     yield submit(S1, 1)
     yield submit(S1, 2)
     yield submit(S2, 1)
+    yield submit(S2, 1, offer=offer(A))
     yield cancel(S1)
     yield Canary(node_id=A, payload=b"", at_ms=1)
     for place in (0, 1, 2):
@@ -412,6 +415,7 @@ def _commands() -> Iterator[AnyCommand]:
             for node in NODES[:3]:
                 yield assign(assignment(S1, place, attempt, node))
                 yield complete(outcome(S1, place, attempt, node))
+                yield complete(outcome(S1, place, attempt, node), offered=offer(node))
                 yield complete(outcome(S1, place, attempt, node, failure=FAILED))
                 yield complete(outcome(S1, place, attempt, node, failure=FAILED, is_lost=True))
             for is_lost in (False, True):

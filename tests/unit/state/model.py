@@ -14,6 +14,7 @@ from consensus.state.commands import (
     BranchSpec,
     CancelSession,
     CompleteBranches,
+    Offer,
     Outcome,
     Refused,
     RegisterMember,
@@ -140,8 +141,12 @@ def outcome(identity: SessionId, index: int, attempt: int = 1, node_id: NodeId =
     return Outcome(**fields | changes)
 
 
-def complete(*outcomes: Outcome, at_ms: int = 50) -> CompleteBranches:
-    return CompleteBranches(outcomes=list(outcomes), at_ms=at_ms)
+def offer(node_id: NodeId = A, number: int = 1, grace_ms: int = 100) -> Offer:
+    return Offer(node_id=node_id, instance_id=instance(node_id, number), lease_grace_ms=grace_ms)
+
+
+def complete(*outcomes: Outcome, at_ms: int = 50, offered: Offer | None = None) -> CompleteBranches:
+    return CompleteBranches(outcomes=list(outcomes), at_ms=at_ms, offer=offered)
 
 
 def requeue(
