@@ -37,7 +37,6 @@ from storage.errors import DiskFull, MapExhausted, StorageError
 from storage.ids import NodeId
 from storage.transactions import Store
 
-
 Frames: TypeAlias = list[tuple[NodeId, bytes]]
 """For peers, in order."""
 

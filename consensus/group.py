@@ -15,7 +15,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -39,6 +39,8 @@ from consensus.state.encoding import CommandError, encode_command
 from consensus.state.events import Numbered
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction
+
+News = TypeVar("News")
 
 PROPOSE = "propose"
 """The method under which `PeerTransport.request` reaches a peer's `Group.on_request`."""
@@ -396,13 +398,11 @@ class Group:
             if not done.done():
                 done.set_result(None)
         if output.events:
-            for watch_events in tuple(self._event_watchers):
-                watch_events(output.events)
+            _tell(self._event_watchers, output.events)
         if _has_changed(old, output.status):
             if self._changed is not None and not self._changed.done():
                 self._changed.set_result(None)
-            for watch_status in tuple(self._status_watchers):
-                watch_status(output.status)
+            _tell(self._status_watchers, output.status)
 
     def _on_failure(self, error: Exception, is_final: bool) -> None:
         if is_final:
@@ -429,6 +429,16 @@ class Group:
 
 def _stopping() -> Unavailable:
     return Unavailable("stopped", "this node is stopping; ask another node")
+
+
+def _tell(watchers: list[Callable[[News], None]], news: News) -> None:
+    """A watcher's fault is reported to the loop; it is not the fault of the others, nor of what is still to be told."""
+    for watch in tuple(watchers):
+        try:
+            watch(news)
+        except Exception as error:
+            story = {"message": "a watcher of the replicated state failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(story)
 
 
 def _quarantined() -> Unavailable:

@@ -8,8 +8,10 @@ Stop (SIGTERM, Ctrl-C), within `STOP_S`: no new work - drain - hand leadership o
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.machine import DomainMachine
 from consensus.replica import ReplicaStatus
 from consensus.state import queries, tables
-from consensus.state.commands import Outcome, RegisterMember
+from consensus.state.commands import Applied, Outcome, RegisterMember
 from consensus.state.events import Numbered
 from consensus.state.rows import RitualOffer
 from mesh.bootstrap import FoundingRecord
@@ -48,11 +50,11 @@ from node.rituals.registry import Registry
 from node.scheduler.dispatcher import Dispatcher
 from node.scheduler.policy import LinkView
 from node.service import NodeService
-from node.work import Assignments, Reporter
+from node.work import Assignments, Places, Reporter
 from storage import codec
 from storage.environment import Environment
 from storage.errors import StorageError
-from storage.ids import NodeId
+from storage.ids import InstanceId, NodeId
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -61,8 +63,14 @@ EXIT_CANNOT_START = 2
 STOP_S = 5.0
 """From signal to exit. Service managers kill after 10 to 90 s; a person waits about this long."""
 
-DRAIN_S = 2.5
+LAST_RESORT_S = 10.0
+"""From signal to exit whatever happens (a disk that hangs): everything is crash-safe, so the process just ends."""
+
+DRAIN_S = 2.0
 """Of that, for running rituals to finish; what is still running then is handed back and goes on elsewhere."""
+
+FAREWELL_S = 0.5
+"""Of that, for telling the mesh that this node takes no more work."""
 
 HAND_OVER_S = 1.0
 """For another node to take leadership."""
@@ -97,9 +105,18 @@ def run(config: Config) -> int:
 
 async def _serve(config: Config) -> None:
     stopping = asyncio.Event()
+    last_resort = threading.Timer(LAST_RESORT_S, _end_now)
+    last_resort.daemon = True
+
+    def stop() -> None:
+        if stopping.is_set():
+            _end_now()  # asked twice: somebody is in a hurry
+        stopping.set()
+        last_resort.start()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stop)
     async with Node(config) as node:
         gc.freeze()  # what start-up made stays: no need to look at it again in every collection
         asked = asyncio.create_task(stopping.wait())
@@ -109,9 +126,15 @@ async def _serve(config: Config) -> None:
         log.info("stopping")
         failure = failed.exception() if failed.done() else None
         failed.cancel()
+    last_resort.cancel()
     if failure is not None:
         raise Failed(str(failure)) from failure
     log.info("stopped")
+
+
+def _end_now() -> None:
+    log.error("stopped_at_once", reason="the daemon did not stop in time, or was asked twice; nothing accepted is lost")
+    os._exit(EXIT_FAILED)
 
 
 class Failed(Exception):
@@ -134,6 +157,7 @@ class Node:
         self._serving = asyncio.Event()
         self._links: dict[NodeId, LinkState] = {}
         self._share: Share | None = None
+        self._is_stopping = False
 
     @property
     def group(self) -> Group:
@@ -197,13 +221,13 @@ class Node:
         self._exits.push_async_callback(self.http.stop)
         self._exits.push_async_callback(self.service.stop)
         log.info("started", node=config.node.name, id=self.node_id, http=f"http://{join_host_port(host, port)}/")
-        self._spawn("taking part", self._take_part())
+        self.own("taking part", self._take_part())
 
     async def _take_part(self) -> None:
         """Waits until this node belongs to a founded mesh, then does its share in it."""
         founding = await self.mesh.founded()
         share = Share(self, founding.voters)
-        self.service.attach(share.group, self.executor)
+        self.service.attach(share.group, self.executor, share.places.offer)
         self.mesh.serve(PROPOSE, share.group.on_request)
         share.group.start()
         self._share = share
@@ -211,8 +235,8 @@ class Node:
             if link.is_up:
                 share.group.on_link_up(peer)
         for name, work in share.tasks():
-            self._spawn(name, work)
-        await share.register(registration(self._config, self.facts, self.registry))
+            self.own(name, work)
+        await share.register(self._registration)
         self._serving.set()
 
     async def wait_serving(self) -> None:
@@ -230,8 +254,11 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         share = self._share
+        self._is_stopping = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S - HAND_OVER_S):
+                if share is not None:
+                    await share.take_no_more(self._registration())
                 await self.executor.drain(DRAIN_S)
                 if share is not None:
                     await share.reporter.wait_idle()
@@ -255,7 +282,7 @@ class Node:
             self.live.receive(peer, payload)
 
     def _on_link_up(self, peer: Hello) -> None:
-        self._links[peer.node_id] = LinkState(is_up=True, since=time.monotonic())
+        self._links[peer.node_id] = LinkState(is_up=True, since=time.monotonic(), instance_id=peer.instance_id)
         if self._share is not None:
             self._share.group.on_link_up(peer.node_id)
             self._share.dispatcher.wake()
@@ -285,13 +312,18 @@ class Node:
     def _broadcast(self, topic: str, payload: bytes) -> None:
         for peer, link in self._links.items():
             if link.is_up:
-                self.mesh.notify(peer, topic, payload)
+                with contextlib.suppress(MeshError):  # news are never worth a failure; the link counts what it sheds
+                    self.mesh.notify(peer, topic, payload)
 
     def _lookup_patterns(self, patterns: list[str]) -> Mapping[str, int]:
         with self.group.read() as txn:
             return queries.pattern_counts(txn, patterns)
 
-    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _registration(self) -> RegisterMember:
+        """The command by which this instance becomes a member, or says that it takes no more work."""
+        return registration(self._config, self.facts, self.registry, takes_work=not self._is_stopping)
+
+    def own(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """A task that must not end with an error: if it does, the daemon fails rather than limps."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
@@ -313,10 +345,12 @@ class Share:
         self.group = Group(
             node.node_id, voters, node.store, DomainMachine(), node.mesh, on_failure=node.on_replica_failure
         )
-        self.reporter = Reporter(self.group, now_ms)
+        kinds = {name: ritual.kind for name, ritual in node.registry.items()}
+        self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor)
+        self.reporter = Reporter(self.group, self.places, now_ms)
         self.dispatcher = Dispatcher(node.node_id, self.group, node.link_views, now_ms)
         self._live = node.live
-        self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor)
+        self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor, node.own)
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
         self._hello_of = node.mesh.hello_of
         self._leader: NodeId | None = None
@@ -330,16 +364,31 @@ class Share:
         yield "live", self._live.run()
 
     async def register(self, command: Callable[[], RegisterMember]) -> None:
-        """Becomes a member with this instance; what a former instance was doing is requeued by it."""
+        """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
+        RegistrationRefused if the mesh does not want it."""
+        with self.group.read() as txn:
+            for lease in queries.leases(txn):
+                self._live.note_assigned(lease.session_id, lease.branch_index, lease.attempt, lease.node_id)
+        told = ""
         while True:
             try:
-                await self.group.propose(command(), REGISTER_DEADLINE_S)
+                answer = await self.group.propose(command(), REGISTER_DEADLINE_S)
             except ConsensusError as error:
-                log.info("waiting_for_majority", reason=str(error))
+                if told != error.code:
+                    told = error.code
+                    log.warning("not_registered_yet", code=error.code, reason=str(error))
                 await asyncio.sleep(REGISTER_PAUSE_S)
-            else:
+                continue
+            if isinstance(answer, Applied):
                 log.info("registered")
                 return
+            if answer.code != "stale_registration":  # a newer one of ours is on its way: say it again with a fresh time
+                raise RegistrationRefused(f"the mesh refused this node ({answer.code}): {answer.message}")
+
+    async def take_no_more(self, command: RegisterMember) -> None:
+        """Tells the scheduler that this node has no places; without a majority nobody assigns anything anyway."""
+        with contextlib.suppress(ConsensusError):
+            await self.group.propose(command, FAREWELL_S)
 
     def _leads(self) -> bool:
         return self.group.status().role is Role.LEADER
@@ -369,10 +418,19 @@ class LinkState:
     is_up: bool
     since: float
     is_closed_by_peer: bool = False
+    instance_id: InstanceId | None = None
 
     def view(self, now: float) -> LinkView:
-        since_ms = int((now - self.since) * 1000)
-        return LinkView(is_up=self.is_up, since_ms=since_ms, is_closed_by_peer=self.is_closed_by_peer)
+        return LinkView(
+            is_up=self.is_up,
+            since_ms=int((now - self.since) * 1000),
+            is_closed_by_peer=self.is_closed_by_peer,
+            instance_id=self.instance_id,
+        )
+
+
+class RegistrationRefused(Exception):
+    """The mesh does not take this node as a member; the message says why."""
 
 
 class FoundingRecords:
@@ -437,19 +495,17 @@ def http_server(config: Config, service: NodeService) -> HttpServer:
     )
 
 
-def registration(config: Config, facts: NodeFacts, registry: Registry) -> Callable[[], RegisterMember]:
-    """Makes the command by which this instance becomes a member."""
-    rituals = {name: RitualOffer(version=ritual.version, kind=ritual.kind) for name, ritual in registry.items()}
-    return lambda: RegisterMember(
+def registration(config: Config, facts: NodeFacts, registry: Registry, *, takes_work: bool) -> RegisterMember:
+    return RegisterMember(
         node_id=facts.node_id,
         instance_id=facts.instance_id,
         name=facts.name,
         tier=facts.tier,
         address=join_host_port(config.mesh_bind, config.mesh.port),
         http_address=join_host_port(config.http.bind, config.http.port),
-        slots=config.slots,
-        async_slots=config.execution.async_slots,
-        rituals=rituals,
+        slots=config.slots if takes_work else 0,
+        async_slots=config.execution.async_slots if takes_work else 0,
+        rituals={name: RitualOffer(version=ritual.version, kind=ritual.kind) for name, ritual in registry.items()},
         software=__version__,
         at_ms=now_ms(),
     )

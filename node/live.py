@@ -13,6 +13,7 @@ import msgspec
 from consensus.state.events import BranchAssigned, BranchCancelled, BranchCompleted, BranchFailed, Numbered
 from node.executor.work import LiveUpdate
 from storage import codec
+from storage.errors import CodecError
 from storage.ids import NodeId, SessionId
 
 TOPIC = "live"
@@ -25,6 +26,12 @@ LINES_MAX = 40
 
 LINE_CHARS_MAX = 500
 """Checked again on arrival: a peer may run another version."""
+
+ATTEMPTS_MAX = 4 * BRANCHES_MAX
+"""Assignments remembered, to believe only those about whom something is told that they may know: 4 MiB."""
+
+NOTICE_BYTES_MAX = 256 * 1024
+"""Of one notice, cut into more if need be; a link takes four times as much."""
 
 SHARE_PERIOD_S = 0.2
 UPDATES_PER_NOTICE_MAX = 200
@@ -41,12 +48,15 @@ class LiveState(msgspec.Struct, array_like=True):
 
 
 class LiveBoard:
-    """`publish` what happens here, `receive` what other nodes tell; `get` answers for any branch of the mesh."""
+    """`publish` what happens here, `receive` what other nodes tell; `get` answers for any branch of the mesh. Only the
+    node that the replicated state names as executing an attempt is believed about it."""
 
     def __init__(self, node_id: NodeId, broadcast: Callable[[str, bytes], None]) -> None:
         self._node_id = node_id
         self._broadcast = broadcast
         self._states: OrderedDict[tuple[SessionId, int], LiveState] = OrderedDict()
+        self._assigned: OrderedDict[tuple[SessionId, int], tuple[int, NodeId]] = OrderedDict()
+        self.refused = 0
         self._unshared: list[LiveUpdate] = []
         self._woken = asyncio.Event()
 
@@ -61,8 +71,13 @@ class LiveBoard:
             self._woken.set()
 
     def receive(self, peer: NodeId, payload: bytes) -> None:
-        """A notice of another node; garbage is dropped by raising `storage.codec.CodecError` to the link."""
-        for update in codec.decode(payload, list[LiveUpdate])[:UPDATES_PER_NOTICE_MAX]:
+        """A notice of another node. What cannot be read or is not its to tell is counted in `refused`."""
+        try:
+            updates = codec.decode(payload, list[LiveUpdate], NOTICE_BYTES_MAX * 4)
+        except CodecError:
+            self.refused += 1
+            return
+        for update in updates[:UPDATES_PER_NOTICE_MAX]:
             self._merge(peer, update)
 
     def on_events(self, events: Iterable[Numbered]) -> None:
@@ -71,12 +86,20 @@ class LiveBoard:
             match numbered.event:
                 case BranchAssigned() as event:
                     self._states.pop((event.session_id, event.branch_index), None)
+                    self.note_assigned(event.session_id, event.branch_index, event.attempt, event.node_id)
                 case BranchCompleted() | BranchFailed() | BranchCancelled() as event:
                     state = self._states.get((event.session_id, event.branch_index))
                     if state is not None and not state.lines:
                         del self._states[event.session_id, event.branch_index]
                 case _:
                     pass
+
+    def note_assigned(self, session_id: SessionId, branch_index: int, attempt: int, node_id: NodeId) -> None:
+        """Also for what was assigned before this daemon started."""
+        self._assigned[session_id, branch_index] = (attempt, node_id)
+        self._assigned.move_to_end((session_id, branch_index))
+        while len(self._assigned) > ATTEMPTS_MAX:
+            self._assigned.popitem(last=False)
 
     async def run(self) -> None:
         """Shares what happened here with the other nodes, until cancelled."""
@@ -85,16 +108,26 @@ class LiveBoard:
             self._woken.clear()
             unshared, self._unshared = self._unshared, []
             for start in range(0, len(unshared), UPDATES_PER_NOTICE_MAX):
-                self._broadcast(TOPIC, codec.encode(unshared[start : start + UPDATES_PER_NOTICE_MAX]))
+                self._share(unshared[start : start + UPDATES_PER_NOTICE_MAX])
             await asyncio.sleep(SHARE_PERIOD_S)
+
+    def _share(self, updates: list[LiveUpdate]) -> None:
+        payload = codec.encode(updates)
+        if len(payload) <= NOTICE_BYTES_MAX or len(updates) == 1:
+            self._broadcast(TOPIC, payload)
+        else:
+            middle = len(updates) // 2
+            self._share(updates[:middle])
+            self._share(updates[middle:])
 
     def _merge(self, node_id: NodeId, update: LiveUpdate) -> None:
         key = (update.session_id, update.branch_index)
-        state = self._states.get(key)
-        if state is None or state.attempt < update.attempt:
-            state = self._states[key] = LiveState(node_id=node_id, attempt=update.attempt, lines=[])
-        elif state.attempt > update.attempt:
+        if self._assigned.get(key) != (update.attempt, node_id):
+            self.refused += 1
             return
+        state = self._states.get(key)
+        if state is None or state.attempt != update.attempt:
+            state = self._states[key] = LiveState(node_id=node_id, attempt=update.attempt, lines=[])
         if update.progress is not None:
             state.progress = min(1.0, max(0.0, update.progress))
         if update.message:

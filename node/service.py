@@ -15,9 +15,11 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from consensus.errors import ConsensusError
 from consensus.state import queries
-from consensus.state.commands import AnyCommand, Applied, CancelSession, Refused
+from consensus.state.commands import AnyCommand, Applied, CancelSession, Offer, Refused
 from consensus.state.events import Numbered
 from consensus.state.limits import REASON_CHARACTERS_MAX
 from consensus.state.rows import Branch, BranchStatus, Insight, Member, Session, SessionStatus
@@ -83,12 +85,16 @@ class NodeService:
         self.hub = EventHub(self._events_page)
         self._live = live
         self._group: GroupPort | None = None
+        self._offer: Callable[[str], Offer | None] = lambda ritual: None
 
-    def attach(self, group: GroupPort, executor: ExecutorPort) -> None:
+    def attach(
+        self, group: GroupPort, executor: ExecutorPort, offer: Callable[[str], Offer | None] = lambda ritual: None
+    ) -> None:
         """The node takes part in a mesh from now on. Call it before the node registers, so that its first command
-        counts as progress."""
+        counts as progress. `offer` answers with a free place of this node for a ritual."""
         assert self._group is None, "attached twice"
         self._group = group
+        self._offer = offer
         self.executor = executor
         self.progress = ProgressClock(lambda: group.status().applied_index)
         self.progress.start()
@@ -153,6 +159,7 @@ class NodeService:
 
         submission = parse() if len(body) <= INLINE_BODY_BYTES_MAX else await asyncio.to_thread(parse)
         command = submission.command
+        command = msgspec.structs.replace(command, offer=self._offer(command.branches[0].ritual))
         answer = await self._propose(command)
         session = self.read(lambda txn: queries.get_session(txn, command.session_id))
         is_new = session.submit_index == answer.index if session is not None else answer.changed > 0

@@ -10,20 +10,22 @@ Rules:
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import structlog
 
 from consensus.errors import ConsensusError
 from consensus.state import queries
-from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Outcome, Refused
+from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Offer, Outcome, Refused
 from consensus.state.events import BranchAssigned, BranchCancelled, BranchRequeued, Numbered
-from consensus.state.rows import Branch, Failure, Session
+from consensus.state.rows import Branch, Failure, RitualKind, Session
 from node.executor.work import BranchInput, Work
+from node.scheduler.policy import LEASE_GRACE_MS
 from storage import codec
+from storage.errors import StorageError
 from storage.ids import InstanceId, NodeId, SessionId
 from storage.transactions import Transaction
 
@@ -40,6 +42,13 @@ REPORT_PAUSE_S = 0.5
 INPUT_BYTES_MAX = 32 * 1024 * 1024
 """Encoded knowledge handed to one consolidation; what is beyond is handed over without its `result`, so that a session
 of 10,000 large results does not take the node's memory."""
+
+INLINE_BRANCHES_MAX = 16
+"""Inputs of consolidations up to this size are read on the loop (usually well under a
+millisecond, 40 with the largest results), of larger ones on a thread."""
+
+PREPARING_MAX = 2
+"""Large consolidations whose inputs are read at the same time: bounds the RAM they take."""
 
 log = structlog.get_logger()
 
@@ -59,15 +68,52 @@ class Executor(Protocol):
 
     def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> object: ...
 
+    def has_room(self, kind: RitualKind) -> bool: ...
+
+
+class Places:
+    """This node's free places, offered with commands that make branches ready."""
+
+    def __init__(
+        self, node_id: NodeId, instance_id: InstanceId, kinds: Mapping[str, RitualKind], executor: Executor
+    ) -> None:
+        self._node_id = node_id
+        self._instance_id = instance_id
+        self._kinds = kinds
+        self._executor = executor
+
+    def offer(self, ritual: str) -> Offer | None:
+        """For a branch of this ritual; None if it could not start here at once."""
+        kind = self._kinds.get(ritual)
+        return self._offer() if kind is not None and self._executor.has_room(kind) else None
+
+    def offer_any(self) -> Offer | None:
+        """For a consolidation, whose ritual only the state knows: most are async."""
+        return self._offer() if self._executor.has_room("async") else None
+
+    def _offer(self) -> Offer:
+        return Offer(node_id=self._node_id, instance_id=self._instance_id, lease_grace_ms=LEASE_GRACE_MS)
+
 
 class Assignments:
-    """Starts and stops executions as the events of the replicated state say."""
+    """Starts and stops executions as the events of the replicated state say. `own` takes over a task."""
 
-    def __init__(self, node_id: NodeId, instance_id: InstanceId, consensus: Consensus, executor: Executor) -> None:
+    def __init__(
+        self,
+        node_id: NodeId,
+        instance_id: InstanceId,
+        consensus: Consensus,
+        executor: Executor,
+        own: Callable[[str, Coroutine[Any, Any, None]], None],
+    ) -> None:
         self._node_id = node_id
         self._instance_id = instance_id
         self._consensus = consensus
         self._executor = executor
+        self._own = own
+        self._preparing: set[tuple[SessionId, int, int]] = set()
+        """Consolidations whose inputs are being read."""
+        self._readers = asyncio.Semaphore(PREPARING_MAX)
 
     def on_events(self, events: Iterable[Numbered]) -> None:
         """To be called with every applied event, in order."""
@@ -77,6 +123,7 @@ class Assignments:
                 case BranchAssigned() as event if event.instance_id == self._instance_id:
                     assigned.append(event)
                 case BranchRequeued() | BranchCancelled() as event if event.node_id == self._node_id:
+                    self._preparing.discard((event.session_id, event.branch_index, event.attempt))
                     self._executor.cancel(event.session_id, event.branch_index, event.attempt)
                 case _:
                     pass
@@ -93,9 +140,33 @@ class Assignments:
                 session = sessions[event.session_id]
                 if session is None or branch is None or branch.attempt != event.attempt:
                     continue
-                if branch.status == "processing":
-                    inputs = branch_inputs(txn, session) if branch.role == "consolidation" else None
-                    self._executor.submit(_work(session, branch, inputs))
+                if branch.status != "processing":
+                    continue
+                if branch.role == "branch":
+                    self._executor.submit(_work(session, branch, None))
+                elif session.total_branches <= INLINE_BRANCHES_MAX:
+                    self._executor.submit(_work(session, branch, branch_inputs(txn, session.id)))
+                else:
+                    self._own("consolidation inputs", self._prepare(session, branch))
+
+    async def _prepare(self, session: Session, branch: Branch) -> None:
+        """Reads the inputs of a large consolidation on another thread: they may take seconds."""
+        key = (branch.session_id, branch.branch_index, branch.attempt)
+        self._preparing.add(key)
+        try:
+            async with self._readers:
+                inputs = await asyncio.to_thread(self._read_inputs, session.id)
+        except (ConsensusError, StorageError) as error:
+            log.warning("inputs_not_read", session=session.id, code=error.code, reason=str(error))
+            self._preparing.discard(key)
+            return  # the lease runs out, and another node takes over
+        if key in self._preparing:
+            self._preparing.discard(key)
+            self._executor.submit(_work(session, branch, inputs))
+
+    def _read_inputs(self, session_id: SessionId) -> list[BranchInput]:
+        with self._consensus.read() as txn:
+            return branch_inputs(txn, session_id)
 
 
 def _work(session: Session, branch: Branch, inputs: list[BranchInput] | None) -> Work:
@@ -113,38 +184,32 @@ def _work(session: Session, branch: Branch, inputs: list[BranchInput] | None) ->
     )
 
 
-def branch_inputs(txn: Transaction, session: Session) -> list[BranchInput]:
+def branch_inputs(txn: Transaction, session_id: SessionId) -> list[BranchInput]:
     """Everything a consolidation sees: one entry a branch, in order of `branch_index`."""
-    inputs: list[BranchInput] = []
-    bytes_left = INPUT_BYTES_MAX
-    for branch, knowledge in queries.branches_with_results(txn, session.id):
-        if knowledge is not None:
-            bytes_left -= len(codec.encode(knowledge.result)) if knowledge.result is not None else 0
-            if bytes_left < 0:
-                knowledge = msgspec.structs.replace(knowledge, result=None)
-        inputs.append(
-            BranchInput(
-                branch_index=branch.branch_index,
-                task=branch.task,
-                ritual=branch.ritual,
-                ritual_version=branch.ritual_version or "",
-                node_id=branch.node_id or "",
-                attempt=branch.attempt,
-                status=branch.status,
-                duration_ms=branch.duration_ms or 0,
-                parameters=branch.parameters,
-                knowledge=knowledge,
-                failure=branch.failure,
-            )
+    return [
+        BranchInput(
+            branch_index=branch.branch_index,
+            task=branch.task,
+            ritual=branch.ritual,
+            ritual_version=branch.ritual_version or "",
+            node_id=branch.node_id or "",
+            attempt=branch.attempt,
+            status=branch.status,
+            duration_ms=branch.duration_ms or 0,
+            parameters=branch.parameters,
+            knowledge=knowledge,
+            failure=branch.failure,
         )
-    return inputs
+        for branch, knowledge in queries.branches_with_results(txn, session_id, INPUT_BYTES_MAX)
+    ]
 
 
 class Reporter:
     """Records outcomes in batches: while one batch is being committed the next one gathers."""
 
-    def __init__(self, consensus: Consensus, now_ms: Callable[[], int]) -> None:
+    def __init__(self, consensus: Consensus, places: Places, now_ms: Callable[[], int]) -> None:
         self._consensus = consensus
+        self._places = places
         self._now_ms = now_ms
         self._waiting: deque[Outcome] = deque()  # bounded by the executor: one outcome a lease
         self._woken = asyncio.Event()
@@ -180,10 +245,9 @@ class Reporter:
 
     async def _record(self, batch: list[Outcome]) -> None:
         while True:
+            command = CompleteBranches(outcomes=batch, at_ms=self._now_ms(), offer=self._places.offer_any())
             try:
-                answer = await self._consensus.propose(
-                    CompleteBranches(outcomes=batch, at_ms=self._now_ms()), REPORT_DEADLINE_S
-                )
+                answer = await self._consensus.propose(command, REPORT_DEADLINE_S)
             except ConsensusError as error:
                 log.warning("outcomes_waiting", outcomes=len(batch), code=error.code)
                 await asyncio.sleep(REPORT_PAUSE_S)

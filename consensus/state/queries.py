@@ -6,6 +6,8 @@ out, so its cost is that of the rows it passes; callers bound it with short limi
 
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from consensus.state.events import Numbered
 from consensus.state.patterns import normal_form, pattern_key
 from consensus.state.rows import (
@@ -132,17 +134,22 @@ def get_result(txn: Transaction, session_id: SessionId | str, branch_index: int)
     return None if stored is None else decode_knowledge(stored)
 
 
-def branches_with_results(txn: Transaction, session_id: SessionId | str) -> Iterator[tuple[Branch, Knowledge | None]]:
+def branches_with_results(
+    txn: Transaction, session_id: SessionId | str, result_bytes_max: int
+) -> Iterator[tuple[Branch, Knowledge | None]]:
     """All branches by index, without the consolidation, each with its knowledge if it has completed: what a
-    consolidation is made of. May be hundreds of megabytes for the largest sessions: take what is needed of each."""
+    consolidation is made of. Once `result_bytes_max` encoded bytes are given, knowledge comes without its `result`."""
     session_key = uuid_key(session_id)
     if session_key is None:
         return
+    bytes_left = result_bytes_max
     for key, stored in txn.scan(BRANCHES, session_key, prefix_end(session_key)):
         branch = decode_branch(stored)
         if branch.role == "branch":
             result = txn.get(RESULTS, key) if branch.status == "completed" else None
-            yield branch, None if result is None else decode_knowledge(result)
+            bytes_left -= 0 if result is None else len(result)
+            decode = decode_knowledge if bytes_left >= 0 else _decode_without_result
+            yield branch, None if result is None else decode(result)
 
 
 def list_attempts(txn: Transaction, session_id: SessionId | str, branch_index: int) -> list[Attempt]:
@@ -205,6 +212,16 @@ def queue_head(txn: Transaction, limit: int) -> list[QueueEntry]:
     return [decode_queue_entry(value) for _, value in txn.scan(QUEUE, limit=limit)]
 
 
+def queue_page(txn: Transaction, start: bytes, limit: int) -> tuple[list[QueueEntry], bytes | None]:
+    """Entries in order from the place `start` on (empty: from the head), and the place after them; None at the end."""
+    entries: list[QueueEntry] = []
+    for key, value in txn.scan(QUEUE, start, limit=limit + 1):
+        if len(entries) == limit:
+            return entries, key
+        entries.append(decode_queue_entry(value))
+    return entries, None
+
+
 def queue_length(txn: Transaction) -> int:
     return txn.count(QUEUE)
 
@@ -259,6 +276,26 @@ def known_patterns(txn: Transaction, limit: int) -> list[PatternCount]:
     rows = [decode_pattern(value) for _, value in txn.scan(PATTERNS)]
     rows.sort(key=lambda row: (-row.count, row.pattern))
     return rows[:limit]
+
+
+class _Head(Knowledge, frozen=True, kw_only=True):
+    """Knowledge whose result stays encoded."""
+
+    result: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+_decode_head = msgspec.msgpack.Decoder(_Head).decode
+
+
+def _decode_without_result(stored: bytes) -> Knowledge:
+    head = _decode_head(stored)
+    return Knowledge(
+        patterns=head.patterns,
+        connections=head.connections,
+        novelty=head.novelty,
+        score=head.score,
+        summary=head.summary,
+    )
 
 
 def _branch_key(session_id: SessionId | str, branch_index: int) -> bytes | None:

@@ -167,6 +167,14 @@ class Executor:
             self._stop_running(found)
         return True
 
+    def has_room(self, kind: str) -> bool:
+        """Whether an attempt of this kind would start at once."""
+        if self._is_draining or self._is_stopped or self._queues[kind]:
+            return False
+        if kind == "async":
+            return self._async_busy < self._settings.async_slots
+        return sum(1 for worker in self._pool.cpu_workers if worker.running) < self._settings.slots
+
     def statistics(self) -> ExecutorStatistics:
         now = self._loop.time()
         return ExecutorStatistics(

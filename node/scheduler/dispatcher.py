@@ -5,6 +5,7 @@ decision rests on a state that lacks the one before it, and what arrives meanwhi
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -12,18 +13,23 @@ from typing import Protocol
 import structlog
 
 from consensus.errors import ConsensusError
+from consensus.replica import ReplicaStatus
 from consensus.state import queries
-from consensus.state.commands import Answer, AnyCommand, Refused
-from node.scheduler.policy import LinkView, View, decide
+from consensus.state.commands import Answer, AnyCommand, AssignBranches, Refused
+from node.scheduler.policy import BATCH_MAX, LinkView, View, decide, free_places
+from storage.errors import StorageError
 from storage.ids import NodeId
 from storage.transactions import Transaction
 
-QUEUE_WINDOW = 1_024
-"""Queue entries looked at in one decision: twice the largest batch, so that entries that fit nowhere (their ritual's
-slots are full) rarely hide those that would; reading them takes about two milliseconds."""
+QUEUE_WINDOW_MIN = 64
+"""Queue entries looked at beyond the number of free places: some fit nowhere (their ritual's slots are full)."""
 
 REVIEW_S = 0.5
 """Leases and silence are reviewed this often even if nothing happens; small against `policy.CLOSED_MS`."""
+
+STUCK_S = 2.0
+"""A follower that acknowledges nothing for so long, while there is something, gets no work. Shorter than the canary
+period, so one review after a canary finds it; long against any pause of a healthy replica."""
 
 PROPOSAL_DEADLINE_S = 5.0
 """A decision that is not committed by then is thrown away and made anew from the state."""
@@ -35,6 +41,8 @@ class Consensus(Protocol):
     """What the dispatcher needs of `consensus.group.Group`."""
 
     def read(self) -> AbstractContextManager[Transaction]: ...
+
+    def status(self) -> ReplicaStatus: ...
 
     async def propose(self, command: AnyCommand, deadline_s: float = ...) -> Answer: ...
 
@@ -53,51 +61,82 @@ class Dispatcher:
         self._consensus = consensus
         self._links = links
         self._now_ms = now_ms
-        self._leading_since_ms: int | None = None
+        self._leading_since: float | None = None  # monotonic: a step of the wall clock must not age anybody
+        self._progress: dict[NodeId, tuple[int, float]] = {}
+        """Of each follower: what it has acknowledged, and since when no more."""
+        self._queue_from = b""
+        """Where to look in the queue, when everything before fits nowhere."""
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
         self._woken.set()
 
     def set_leading(self, is_leading: bool) -> None:
-        if is_leading and self._leading_since_ms is None:
-            self._leading_since_ms = self._now_ms()
+        if is_leading and self._leading_since is None:
+            self._leading_since = time.monotonic()
+            self._progress.clear()
+            self._queue_from = b""
         elif not is_leading:
-            self._leading_since_ms = None
+            self._leading_since = None
         self.wake()
 
     async def run(self) -> None:
         """Runs until cancelled. While another node leads it sleeps."""
         while True:
             try:
-                async with asyncio.timeout(None if self._leading_since_ms is None else REVIEW_S):
+                async with asyncio.timeout(None if self._leading_since is None else REVIEW_S):
                     await self._woken.wait()
             except TimeoutError:
                 pass
             self._woken.clear()
-            if self._leading_since_ms is not None:
-                await self._carry_out(self._decide(self._leading_since_ms))
+            if self._leading_since is None:
+                continue
+            try:
+                await self._carry_out(self._decide(time.monotonic() - self._leading_since))
+            except (ConsensusError, StorageError) as error:
+                # This replica is not to be asked, or the store is busy: the next review sees whether that has changed.
+                log.warning("decision_postponed", code=error.code, reason=str(error))
 
-    def _decide(self, leading_since_ms: int) -> list[AnyCommand]:
+    def _decide(self, leading_s: float) -> list[AnyCommand]:
         now_ms = self._now_ms()
         with self._consensus.read() as txn:
             view = View(
                 node_id=self._node_id,
-                leader_for_ms=now_ms - leading_since_ms,
+                leader_for_ms=int(leading_s * 1000),
                 members=queries.members(txn),
                 links=self._links(),
-                queue=queries.queue_head(txn, QUEUE_WINDOW),
+                queue=[],
                 leases=queries.leases(txn),
+                stuck=self._stuck(time.monotonic()),
             )
-        return decide(view, now_ms)
+            places = free_places(view)
+            if places:
+                window = min(places, BATCH_MAX) + QUEUE_WINDOW_MIN
+                view.queue[:], next_place = queries.queue_page(txn, self._queue_from, window)
+            else:
+                next_place = None
+        commands = decide(view, now_ms)
+        is_assigning = any(isinstance(command, AssignBranches) for command in commands)
+        if next_place is not None and not is_assigning:
+            self._queue_from = next_place  # nothing here fits; others may, further back
+            self.wake()
+        else:
+            self._queue_from = b""
+        return commands
+
+    def _stuck(self, now: float) -> set[NodeId]:
+        status = self._consensus.status()
+        stuck = set()
+        for peer, match_index in status.match_index.items():
+            held, since = self._progress.get(peer, (-1, now))
+            if match_index != held or match_index >= status.commit_index:
+                self._progress[peer] = (match_index, now)
+            elif now - since >= STUCK_S:
+                stuck.add(peer)
+        return stuck
 
     async def _carry_out(self, commands: list[AnyCommand]) -> None:
         for command in commands:
-            try:
-                answer = await self._consensus.propose(command, PROPOSAL_DEADLINE_S)
-            except ConsensusError as error:
-                # Leadership is gone or the majority is: the state will say what is left to do.
-                log.warning("decision_not_committed", decision=type(command).__name__, code=error.code)
-                return
+            answer = await self._consensus.propose(command, PROPOSAL_DEADLINE_S)
             if isinstance(answer, Refused):
                 log.error("decision_refused", decision=type(command).__name__, code=answer.code, reason=answer.message)

@@ -6,12 +6,15 @@ state, so a new leader carries on without a hand-over; a decision that has been 
 Rules:
 - a member without a link is dead after `SILENCE_MS` (after `CLOSED_MS` when its end of the link was closed: its process
   is gone); its leases are lost with it. The leader never judges itself, and a new leader waits the full time first.
-- a lease past its deadline is requeued: no branch waits for ever, whatever a node does.
+- a link counts for a member only if it leads to the instance that has registered.
+- a lease past its deadline is requeued as lost: no branch waits for ever, whatever a node does. It is not booked as the
+  ritual's failure, because a node that works enforces the timeout itself and says so first.
+- a member whose replica does not keep up is alive but gets no work: it would not learn of it.
 - the queue is served in order; an entry that fits nowhere now does not hold up those behind it.
 - a node gets no more than its free slots; the least loaded comes first; where the last attempt failed comes last.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from consensus.state.commands import (
@@ -23,7 +26,7 @@ from consensus.state.commands import (
     SetMemberStatus,
 )
 from consensus.state.rows import Failure, Lease, Member, MemberStatus, QueueEntry, RitualKind
-from storage.ids import NodeId
+from storage.ids import InstanceId, NodeId
 
 SILENCE_MS = 4_000
 """Without a link this long: dead. Longer than a re-dial with back-off, shorter than a person's patience."""
@@ -34,8 +37,8 @@ CLOSED_MS = 1_500
 LEASE_GRACE_MS = 5_000
 """Added to the timeout that the executing node enforces itself: its own, better explained verdict comes first."""
 
-ASSIGN_BATCH_MAX = 512
-"""Branches in one command; about 60 KiB, far below the command cap."""
+BATCH_MAX = 512
+"""Branches in one command; at most 80 KiB, far below the command cap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class LinkView:
     is_up: bool
     since_ms: int
     is_closed_by_peer: bool = False
+    instance_id: InstanceId | None = None
+    """Of the peer, while the link is up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,17 @@ class View:
     leader_for_ms: int
     members: Sequence[Member]
     links: Mapping[NodeId, LinkView]
-    queue: Sequence[QueueEntry]
+    queue: list[QueueEntry]
     leases: Sequence[Lease]
+    stuck: Collection[NodeId] = ()
+    """Members whose replica has not kept up for a while."""
+
+    def is_here(self, member: Member) -> bool:
+        """Whether the leader reaches the very instance that has registered."""
+        if member.node_id == self.node_id:
+            return True
+        link = self.links.get(member.node_id)
+        return link is not None and link.is_up and link.instance_id == member.instance_id
 
 
 @dataclass(slots=True)
@@ -95,12 +109,11 @@ def judge_members(view: View, now_ms: int) -> list[SetMemberStatus]:
     for member in view.members:
         if member.status == "left":
             continue
-        link = view.links.get(member.node_id)
-        is_here = member.node_id == view.node_id or (link is not None and link.is_up)
         verdict: MemberStatus
-        if is_here:
+        if view.is_here(member):
             verdict = "alive"
         else:
+            link = view.links.get(member.node_id)
             patience_ms = CLOSED_MS if link is not None and link.is_closed_by_peer else SILENCE_MS
             silent_ms = view.leader_for_ms if link is None else min(link.since_ms, view.leader_for_ms)
             verdict = "dead" if silent_ms >= patience_ms else member.status
@@ -117,7 +130,7 @@ def overdue_leases(leases: Sequence[Lease], now_ms: int) -> list[Requeue]:
     """Leases that have run out: the node has neither answered nor been given up."""
     failure = Failure(
         code="lease_expired",
-        message="the node did not report before the lease ran out; raise timeout_s if the ritual needs longer",
+        message="the node said nothing of this attempt until its lease ran out; it goes on elsewhere",
     )
     return [
         Requeue(
@@ -125,29 +138,40 @@ def overdue_leases(leases: Sequence[Lease], now_ms: int) -> list[Requeue]:
             branch_index=lease.branch_index,
             attempt=lease.attempt,
             failure=failure,
-            is_lost=False,
+            is_lost=True,
         )
         for lease in leases
         if lease.deadline_ms <= now_ms
-    ]
+    ][:BATCH_MAX]
 
 
-def place(view: View, dead: set[NodeId], now_ms: int) -> list[Assignment]:
-    """Fills the free places of the members that are alive and linked, in queue order."""
+def free_places(view: View) -> int:
+    """How many more branches the members can take, of whatever kind; `view.queue` does not matter."""
+    capacities = _capacities(view, set())
+    return sum(
+        max(0, capacity.slots(kind) - capacity.busy[kind]) for capacity in capacities.values() for kind in capacity.busy
+    )
+
+
+def _capacities(view: View, dead: set[NodeId]) -> dict[NodeId, _Capacity]:
+    """Of the members that are alive, linked and keeping up."""
     capacities: dict[NodeId, _Capacity] = {}
     for member in view.members:
-        link = view.links.get(member.node_id)
-        is_linked = member.node_id == view.node_id or (link is not None and link.is_up)
-        if member.status == "alive" and is_linked and member.node_id not in dead:
+        if member.status == "alive" and view.is_here(member) and member.node_id not in {*dead, *view.stuck}:
             capacities[member.node_id] = _Capacity(member)
     for lease in view.leases:
         capacity = capacities.get(lease.node_id)
         if capacity is not None and lease.ritual in capacity.member.rituals:
             capacity.busy[capacity.member.rituals[lease.ritual].kind] += 1
+    return capacities
 
+
+def place(view: View, dead: set[NodeId], now_ms: int) -> list[Assignment]:
+    """Fills the free places in queue order."""
+    capacities = _capacities(view, dead)
     assignments: list[Assignment] = []
     for entry in view.queue:
-        if len(assignments) == ASSIGN_BATCH_MAX:
+        if len(assignments) == BATCH_MAX:
             break
         chosen = _choose(entry, capacities.values(), view.node_id)
         if chosen is None:

@@ -258,7 +258,9 @@ def test_a_failed_disk_ends_it_for_good() -> None:
             failed.set_result(None)
 
         store.fail_next_commit(DiskFailed("io"))
-        driver = ReplicaDriver(IDS[0], IDS[:1], store, DomainMachine(), QUICK, lambda frames: None, lambda output: None, on_failure)
+        driver = ReplicaDriver(
+            IDS[0], IDS[:1], store, DomainMachine(), QUICK, lambda frames: None, lambda output: None, on_failure
+        )
         driver.start()
         await asyncio.wait_for(failed, 10)
         await driver.stop()

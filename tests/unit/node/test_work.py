@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -26,7 +28,7 @@ from consensus.state.commands import (
 from consensus.state.rows import Failure, Knowledge, RitualOffer
 from node import work as work_module
 from node.executor.work import Work
-from node.work import Assignments, Reporter
+from node.work import Assignments, Places, Reporter
 from storage.ids import InstanceId, NodeId, SessionId
 from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinGroup
 
@@ -38,12 +40,21 @@ class RecordingExecutor:
     def __init__(self) -> None:
         self.submitted: list[Work] = []
         self.cancelled: list[tuple[str, int, int]] = []
+        self.room = False
+        self.owned: list[Any] = []
 
     def submit(self, work: Work) -> None:
         self.submitted.append(work)
 
     def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> None:
         self.cancelled.append((session_id, branch_index, attempt))
+
+    def has_room(self, kind: str) -> bool:
+        return self.room
+
+
+def places(executor: RecordingExecutor) -> Places:
+    return Places(NODE, INSTANCE, {"echo": "async"}, executor)
 
 
 def spec(ritual: str = "echo", task: str = "x") -> BranchSpec:
@@ -69,7 +80,9 @@ def submit(group: TwinGroup, branches: int) -> None:
     )  # fmt: skip
 
 
-def assign(group: TwinGroup, index: int, attempt: int = 1, node: NodeId = NODE, instance: InstanceId = INSTANCE) -> None:
+def assign(
+    group: TwinGroup, index: int, attempt: int = 1, node: NodeId = NODE, instance: InstanceId = INSTANCE
+) -> None:
     assignment = Assignment(
         session_id=SESSION, branch_index=index, attempt=attempt, node_id=node, instance_id=instance,
         deadline_ms=NOW_MS + 60_000,
@@ -97,7 +110,10 @@ def group() -> TwinGroup:
 @pytest.fixture
 def executor(group: TwinGroup) -> RecordingExecutor:
     executor = RecordingExecutor()
-    group.subscribe_events(Assignments(NODE, INSTANCE, group, executor).on_events)
+    owned: list[Any] = []
+    assignments = Assignments(NODE, INSTANCE, group, executor, lambda name, work: owned.append(work))
+    executor.owned = owned
+    group.subscribe_events(assignments.on_events)
     return executor
 
 
@@ -156,7 +172,7 @@ def test_a_consolidation_sees_every_branch(group: TwinGroup, executor: Recording
 def test_inputs_beyond_the_cap_come_without_their_result(
     group: TwinGroup, executor: RecordingExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work_module, "INPUT_BYTES_MAX", 30)
+    monkeypatch.setattr(work_module, "INPUT_BYTES_MAX", 40)
     submit(group, 3)
     for index in range(3):
         assign(group, index)
@@ -164,8 +180,62 @@ def test_inputs_beyond_the_cap_come_without_their_result(
     assign(group, 3)
     inputs = executor.submitted[-1].inputs
     assert inputs is not None
-    assert [one.knowledge is not None and one.knowledge.result is not None for one in inputs] == [True, True, False]
+    assert [one.knowledge is not None and one.knowledge.result is not None for one in inputs] == [True, False, False]
     assert [one.knowledge is not None and one.knowledge.summary for one in inputs] == ["done"] * 3
+
+
+def test_inputs_of_a_large_session_are_read_beside_the_loop(
+    group: TwinGroup, executor: RecordingExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_module, "INLINE_BRANCHES_MAX", 1)
+    submit(group, 2)
+    for index in range(2):
+        assign(group, index)
+        group.apply(CompleteBranches(outcomes=[outcome(index)], at_ms=NOW_MS))
+    assign(group, 2)
+    assert [work.branch_index for work in executor.submitted] == [0, 1]
+    asyncio.run(executor.owned.pop())
+    inputs = executor.submitted[-1].inputs
+    assert inputs is not None
+    assert len(inputs) == 2
+
+
+def test_what_is_cancelled_while_its_inputs_are_read_does_not_start(
+    group: TwinGroup, executor: RecordingExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_module, "INLINE_BRANCHES_MAX", 0)
+    submit(group, 1)
+    assign(group, 0)
+    group.apply(CompleteBranches(outcomes=[outcome(0)], at_ms=NOW_MS))
+    assign(group, 1)
+
+    read, may_go_on = Assignments._read_inputs, threading.Event()
+
+    def read_slowly(self: Assignments, session_id: SessionId) -> Any:
+        assert may_go_on.wait(10)
+        return read(self, session_id)
+
+    monkeypatch.setattr(Assignments, "_read_inputs", read_slowly)
+
+    async def scenario() -> None:
+        preparing = asyncio.create_task(executor.owned.pop())
+        await asyncio.sleep(0)
+        group.apply(CancelSession(session_id=SESSION, reason="enough", at_ms=NOW_MS))
+        may_go_on.set()
+        await preparing
+
+    asyncio.run(scenario())
+    assert [work.branch_index for work in executor.submitted] == [0]
+
+
+def test_a_free_place_is_offered_for_rituals_that_are_known_here(executor: RecordingExecutor) -> None:
+    assert places(executor).offer("echo") is None
+    executor.room = True
+    offer = places(executor).offer("echo")
+    assert offer is not None
+    assert (offer.node_id, offer.instance_id) == (NODE, INSTANCE)
+    assert places(executor).offer("unknown") is None
+    assert places(executor).offer_any() == offer
 
 
 class Flaky(TwinGroup):
@@ -208,7 +278,7 @@ def test_an_outcome_survives_lost_answers_and_is_recorded_once(
     assign(group, 0)
 
     async def scenario() -> None:
-        reporter = Reporter(group, lambda: NOW_MS)
+        reporter = Reporter(group, places(RecordingExecutor()), lambda: NOW_MS)
         async with running(reporter), asyncio.timeout(10):
             reporter.add(outcome(0))
             await reporter.wait_idle()
@@ -230,7 +300,7 @@ def test_outcomes_that_come_together_are_recorded_together() -> None:
         assign(group, index)
 
     async def scenario() -> None:
-        reporter = Reporter(group, lambda: NOW_MS)
+        reporter = Reporter(group, places(RecordingExecutor()), lambda: NOW_MS)
         async with running(reporter), asyncio.timeout(10):
             for index in range(20):
                 reporter.add(outcome(index))
@@ -258,7 +328,7 @@ def test_one_bad_outcome_does_not_take_its_neighbours_along() -> None:
         assign(group, index)
 
     async def scenario() -> None:
-        reporter = Reporter(group, lambda: NOW_MS)
+        reporter = Reporter(group, places(RecordingExecutor()), lambda: NOW_MS)
         async with running(reporter), asyncio.timeout(10):
             for index in range(8):
                 reporter.add(outcome(index))

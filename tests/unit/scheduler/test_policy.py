@@ -1,5 +1,7 @@
 """The scheduler's decisions: who is dead, what is overdue, and who gets what."""
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,11 @@ from storage.ids import InstanceId, NodeId, SessionId
 NOW_MS = 1_000_000
 SESSION = SessionId("2df18a12-f01b-4fb3-91b1-b52a88d742cf")
 RITUALS = {"cpu": RitualOffer(version="1", kind="cpu"), "async": RitualOffer(version="1", kind="async")}
-UP = LinkView(is_up=True, since_ms=60_000)
+
+
+def up(name: str, number: int = 1) -> LinkView:
+    return LinkView(is_up=True, since_ms=60_000, instance_id=InstanceId(f"{name}-{number}"))
+
 
 
 def member(name: str, slots: int = 2, async_slots: int = 4, status: MemberStatus = "alive", **more: object) -> Member:
@@ -55,7 +61,7 @@ def lease(index: int, node: str, ritual: str = "cpu", deadline_ms: int = NOW_MS 
 
 
 def view(members: list[Member], queue: list[QueueEntry] = [], leases: list[Lease] = [], **more: object) -> View:  # noqa: B006
-    links = more.get("links", {m.node_id: UP for m in members if m.node_id != "a"})
+    links = more.get("links", {m.node_id: up(m.node_id) for m in members if m.node_id != "a"})
     leads_ms = more.get("leader_for_ms", 60_000)
     return View(
         node_id=NodeId("a"), leader_for_ms=leads_ms, members=members, links=links, queue=queue, leases=leases
@@ -106,7 +112,7 @@ def test_attempt_and_deadline_of_an_assignment() -> None:
 
 def test_nothing_for_those_who_are_dead_or_not_linked() -> None:
     nodes = [member("b", status="dead"), member("c"), member("d")]
-    links = {NodeId("c"): LinkView(is_up=False, since_ms=10), NodeId("d"): UP}
+    links = {NodeId("c"): LinkView(is_up=False, since_ms=10), NodeId("d"): up("d")}
     assert set(placed(view(nodes, [entry(i) for i in range(9)], links=links)).values()) == {"d"}
 
 
@@ -146,13 +152,41 @@ def test_overdue_lease_is_requeued() -> None:
     commands = policy.decide(view([member("a")], leases=[lease(0, "a", deadline_ms=NOW_MS), lease(1, "a")]), NOW_MS)
     assert isinstance(commands[0], RequeueBranches)
     assert [r.branch_index for r in commands[0].requeues] == [0]
-    assert not commands[0].requeues[0].is_lost
+    assert commands[0].requeues[0].is_lost, "a node that works reports its own timeouts: this is not the ritual's fault"
+
+
+def test_requeues_are_bounded_too() -> None:
+    leases = [lease(i, "a", deadline_ms=0) for i in range(policy.BATCH_MAX + 1)]
+    assert len(policy.overdue_leases(leases, NOW_MS)) == policy.BATCH_MAX
+
+
+def test_a_link_to_another_instance_is_no_link_to_the_member() -> None:
+    nodes = [member("a"), member("b")]
+    links = {NodeId("b"): up("b", number=2)}
+    assert set(placed(view(nodes, [entry(i) for i in range(9)], links=links)).values()) == {"a"}
+    assert policy.judge_members(view(nodes, links=links), NOW_MS)[0].status == "dead"
+
+
+def test_a_member_whose_replica_is_stuck_is_alive_and_gets_nothing() -> None:
+    nodes = [member("a"), member("b")]
+    stuck = dataclasses.replace(view(nodes, [entry(i) for i in range(9)]), stuck={NodeId("b")})
+    assert set(placed(stuck).values()) == {"a"}
+    assert policy.judge_members(stuck, NOW_MS) == []
+
+
+def test_a_member_that_takes_no_more_gets_nothing() -> None:
+    nodes = [member("a"), member("b", slots=0, async_slots=0)]
+    assert set(placed(view(nodes, [entry(0), entry(1, "async")])).values()) == {"a"}
+
+
+def test_free_places() -> None:
+    assert policy.free_places(view([member("a"), member("b")], leases=[lease(0, "a"), lease(1, "b", "async")])) == 10
 
 
 def test_batches_are_bounded() -> None:
     node = member("a", async_slots=10_000)
-    where = placed(view([node], [entry(i, "async") for i in range(policy.ASSIGN_BATCH_MAX + 1)]))
-    assert len(where) == policy.ASSIGN_BATCH_MAX
+    where = placed(view([node], [entry(i, "async") for i in range(policy.BATCH_MAX + 1)]))
+    assert len(where) == policy.BATCH_MAX
 
 
 names = st.sampled_from(["a", "b", "c", "d"])
@@ -165,7 +199,10 @@ names = st.sampled_from(["a", "b", "c", "d"])
 )
 def test_no_node_gets_more_than_it_has_and_no_branch_two_nodes(nodes, queued, leased) -> None:  # type: ignore[no-untyped-def]
     members = [member(n, s, a, "alive" if alive else "dead") for n, (s, a, alive, _) in nodes.items()]
-    links = {NodeId(n): LinkView(is_up=up, since_ms=0) for n, (_, _, _, up) in nodes.items()}
+    links = {
+        NodeId(n): LinkView(is_up=is_up, since_ms=0, instance_id=InstanceId(f"{n}-1"))
+        for n, (_, _, _, is_up) in nodes.items()
+    }
     queue = [entry(i, ritual, avoid) for i, (ritual, avoid) in enumerate(queued)]
     leases = [lease(100 + i, node, ritual) for i, (ritual, node) in enumerate(leased)]
     assignments = policy.place(view(members, queue, leases, links=links), set(), NOW_MS)
