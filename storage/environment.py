@@ -2,7 +2,7 @@
 
 The rules. One process (a lock file), one write transaction at a time, every commit synced. Writes never happen on a
 thread that runs an event loop, because they wait for the disk. Snapshots are short. LMDB can change the size of its map
-only while this process has no transaction open, so `begin_write` grows in good time and lets snapshots wait meanwhile.
+only while this process has no transaction open, so `begin_write` grows in good time, in a moment without snapshots.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import Any
 import lmdb
 import msgspec
 
-from storage import codec, datafile
+from storage import codec, datafile, growth
 from storage.errors import (
     CodecError,
     CorruptStore,
@@ -34,12 +34,18 @@ from storage.errors import (
 )
 from storage.limits import (
     CLOSE_WAIT_S,
+    DISK_CHECK_BYTES,
+    DISK_CHECK_S,
     DISK_FULL_BYTES,
     DISK_RESERVE_BYTES,
+    GROWTH_RETRY_S,
+    GROWTH_SLICE_DIVISOR,
+    GROWTH_SLICE_S,
     GROWTH_WAIT_S,
     MAP_BYTES_INITIAL,
     MAP_BYTES_MAX,
     MAP_HEADROOM_DIVISOR,
+    MAP_ROOM_BYTES,
     READERS_MAX,
 )
 from storage.lmdb_transaction import LmdbTransaction
@@ -118,7 +124,6 @@ class Environment:
         self.path = path
         self._data_path = path / _DATA_FILE
         self._lock = lock
-        self._map_bytes_max = map_bytes_max
         self._disk_reserve_bytes = disk_reserve_bytes
         self._write_lock = Lock()
         self._writer_thread: int | None = None
@@ -127,18 +132,23 @@ class Environment:
         self._reader_count = 0
         self._is_growing = False
         self._is_closed = False
-        self._must_grow = False  # only the writer thread touches it
+        # Only the holder of the write lock touches these, but for `_translate`, which may set the first two anywhere.
+        self._must_grow = False
+        self._disk_check_at = 0.0  # monotonic
+        self._disk_check_at_bytes = 0  # of used map
+        self._growth_slice_at = 0.0  # monotonic
         self._failure: str | None = None
 
         if not self._data_path.exists():
             _create(path, software, map_bytes)
         found = datafile.inspect(self._data_path)
         self._page_bytes = found.page_bytes
-        self._map_bytes = max(_whole_pages(map_bytes, found.page_bytes), found.map_bytes)
+        self._map_bytes = max(growth.whole_pages(map_bytes, found.page_bytes), found.map_bytes)
+        self._map_bytes_max = growth.whole_pages(map_bytes_max, found.page_bytes)
         self._env = _open_lmdb(path, self._map_bytes, len(tables))
         try:
             self.meta = _read_meta(self._env, self._data_path)
-            self._stretch_file()
+            growth.stretch(self._data_path, self._map_bytes)
             self._env.reader_check()
             self._handles = {name: self._env.open_db(name.encode()) for name in tables}
         except lmdb.Error as error:
@@ -163,9 +173,6 @@ class Environment:
                 raise DiskFailed(self._failure, self._data_path)
             if self._is_closed:
                 raise self._closed()
-            free = self._disk_free_bytes()
-            if free < self._disk_reserve_bytes:
-                raise self._disk_full(free)
             self._make_room(0)
             txn = LmdbTransaction(self, self._env.begin(write=True), self._handles, is_write=True)
             self._writer_thread = thread
@@ -189,8 +196,8 @@ class Environment:
 
     @contextmanager
     def read(self) -> Iterator[LmdbTransaction]:
-        """Waits while the map grows (microseconds, unless someone holds a snapshot). Raises ReadersExhausted,
-        StoreClosed."""
+        """Waits for microseconds while the map grows; for GROWTH_SLICE_S if someone holds a snapshot then; longer only
+        if the map is exhausted and has waited for long. Raises ReadersExhausted, StoreClosed."""
         thread = get_ident()
         with self._state:
             # A thread that holds a snapshot already must not wait for a growth that waits for that very snapshot.
@@ -223,7 +230,7 @@ class Environment:
 
     def ensure_room(self, room_bytes: int) -> None:
         """Grow the map until `room_bytes` are free, beyond the usual headroom. Call it before an unusually large
-        transaction (a snapshot's chunk), outside of any, on the writing thread."""
+        transaction (a snapshot's chunk), outside of any, on the writing thread. Raises as `begin_write` does."""
         if self._writer_thread == get_ident():
             raise RuntimeError("the map cannot grow inside a transaction")
         with self._write_lock:
@@ -296,63 +303,70 @@ class Environment:
     # -- private -------------------------------------------------------------------------------------------------------
 
     def _make_room(self, room_bytes: int) -> None:
-        """With the write lock held and no write transaction."""
+        """On the disk and in the map, with the write lock held and no write transaction."""
         used = (self._env.info()["last_pgno"] + 1) * self._page_bytes
-        size = self._map_bytes
-        if self._must_grow:
-            size *= 2
-        while size - used < max(room_bytes, size // MAP_HEADROOM_DIVISOR):
-            size *= 2
-        if size == self._map_bytes:
+        now = time.monotonic()
+        if now >= self._disk_check_at or used >= self._disk_check_at_bytes:
+            spare = self._disk_free_bytes() - self._disk_reserve_bytes
+            if spare < 0:
+                raise self._disk_full(spare + self._disk_reserve_bytes)
+            self._disk_check_at = now + DISK_CHECK_S
+            self._disk_check_at_bytes = used + min(spare, DISK_CHECK_BYTES)
+        free = self._map_bytes - used
+        if free >= max(room_bytes, self._map_bytes // MAP_HEADROOM_DIVISOR) and not self._must_grow:
             return
-        if size > self._map_bytes_max:
-            size = _whole_pages(self._map_bytes_max, self._page_bytes)
-            if size <= self._map_bytes:
-                if self._must_grow or size - used < room_bytes:
+        size = growth.next_map_bytes(self._map_bytes, used, room_bytes, self._map_bytes_max, is_full=self._must_grow)
+        if size == self._map_bytes:
+            if self._must_grow or free < room_bytes:
+                raise MapExhausted(
+                    f"{self._data_path}: {used} bytes used of the {size} allowed, and it cannot grow further. "
+                    "Delete old sessions",
+                    self._data_path,
+                )
+        elif self._must_grow or free < max(room_bytes, MAP_ROOM_BYTES):
+            slice_s = GROWTH_SLICE_S
+            while not self._grow(size, slice_s):
+                waited_s = time.monotonic() - now
+                if waited_s >= GROWTH_WAIT_S:
                     raise MapExhausted(
-                        f"{self._data_path}: {used} bytes used of the {size} allowed, and it cannot grow further. "
-                        "Delete old sessions",
+                        f"{self._data_path}: the map must grow, but for {GROWTH_WAIT_S} s there was no moment without "
+                        f"snapshots ({self._reader_count} are open). A snapshot was not ended",
                         self._data_path,
                     )
-                return
-        self._grow(size)
-        self._must_grow = False
+                slice_s = max(GROWTH_SLICE_S, waited_s / GROWTH_SLICE_DIVISOR)
+                with self._state:  # readers get through
+                    self._state.wait_for(lambda: not self._reader_count, slice_s)
+            self._must_grow = False
+        elif now >= self._growth_slice_at:
+            self._growth_slice_at = now + GROWTH_RETRY_S
+            self._grow(size, GROWTH_SLICE_S)
+        else:
+            self._grow(size, 0.0)
 
-    def _grow(self, size: int) -> None:
+    def _grow(self, size: int, wait_s: float) -> bool:
+        """Whether it did: not if a snapshot is open for longer than `wait_s`, during which no new one is given."""
+        try:
+            growth.stretch(self._data_path, size)
+        except OSError as error:
+            raise _os_error(error, self._data_path) from error
         with self._state:
             self._is_growing = True
             try:
-                if not self._state.wait_for(lambda: not self._reader_count, GROWTH_WAIT_S):
-                    raise MapExhausted(
-                        f"{self._data_path}: the map must grow, but {self._reader_count} snapshots have been open for "
-                        f"{GROWTH_WAIT_S} s. A snapshot was not ended",
-                        self._data_path,
-                    )
+                if not self._state.wait_for(lambda: not self._reader_count, wait_s):
+                    return False
                 self._env.set_mapsize(size)
                 self._map_bytes = size
-                self._stretch_file()
+                return True
             finally:
                 self._is_growing = False
                 self._state.notify_all()
-
-    def _stretch_file(self) -> None:
-        """Make the file as long as the map, sparse: see `storage.datafile`. Synced, so that a cut is never ours."""
-        try:
-            descriptor = os.open(self._data_path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                if os.fstat(descriptor).st_size < self._map_bytes:
-                    os.ftruncate(descriptor, self._map_bytes)
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise _os_error(error, self._data_path) from error
 
     def _disk_free_bytes(self) -> int:
         found = os.statvfs(self.path)
         return found.f_bavail * found.f_frsize
 
     def _disk_full(self, free: int) -> DiskFull:
+        self._disk_check_at = 0.0
         return DiskFull(
             f"{self._data_path}: the disk is full ({free} bytes free, {self._disk_reserve_bytes} are kept in reserve). "
             "Make room; the node goes on by itself",
@@ -476,10 +490,6 @@ def _os_error(error: OSError, path: Path) -> StorageError:
     if error.errno == errno.EIO:
         return DiskFailed(f"{path}: {error.strerror}. Check the disk", path)
     return StorageError(f"{path}: {error.strerror}. Check the directory and its owner", path)
-
-
-def _whole_pages(size: int, page_bytes: int) -> int:
-    return max(size // page_bytes, 16) * page_bytes
 
 
 def _sync(path: Path) -> None:

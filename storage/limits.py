@@ -7,7 +7,10 @@ MAP_BYTES_MAX = 1 << 40
 """1 TiB: far beyond what a mesh stores, well inside the 47 bits of user address space."""
 
 MAP_HEADROOM_DIVISOR = 4
-"""The map grows before a write transaction begins with less than 1/4 of it unused: a transaction must not fill it."""
+"""The map is to grow when a write begins with less than 1/4 of it unused: a transaction must not fill it."""
+
+MAP_ROOM_BYTES = 1024 * 1024
+"""With less than this unused the next transaction may not fit: the map is exhausted, and growing no longer optional."""
 
 DISK_RESERVE_BYTES = 16 * 1024 * 1024
 """No write begins with less free disk than this, so that a full disk is met before a commit, not inside one."""
@@ -15,11 +18,29 @@ DISK_RESERVE_BYTES = 16 * 1024 * 1024
 DISK_FULL_BYTES = 1024 * 1024
 """A write that fails with less free disk than this failed because the disk is full, whatever error it reports."""
 
+DISK_CHECK_S = 0.25
+"""How long the free space of the disk is taken for granted: asking costs as much as beginning a transaction."""
+
+DISK_CHECK_BYTES = 64 * 1024 * 1024
+"""How far the store may grow before the free space is looked at again; less when that would reach into the reserve."""
+
 READERS_MAX = 512
 """Snapshots open at the same time (slots of LMDB's reader table). Snapshots are short; more is a leak."""
 
+GROWTH_SLICE_S = 0.03
+"""How long new snapshots wait at once for the open ones to end, so that the map can grow: an event loop bears such a
+pause. Longer than short snapshots last, so readers that overlap do not starve growth."""
+
+GROWTH_SLICE_DIVISOR = 8
+"""An exhausted map makes its pauses longer, up to 1/8 of the time it has waited: so readers that overlap cannot keep it
+from growing, and one snapshot of a second keeps no other reader waiting for more than 1/8 of that."""
+
+GROWTH_RETRY_S = 0.5
+"""From one pause to the next while the map is not exhausted. Between them it grows only if no snapshot happens to be
+open."""
+
 GROWTH_WAIT_S = 30.0
-"""How long growing the map waits for open snapshots to end. A snapshot held longer is a bug of its holder."""
+"""How long an exhausted map waits for a moment without snapshots. A snapshot held longer is a bug of its holder."""
 
 CLOSE_WAIT_S = 10.0
 """How long closing waits for open snapshots to end."""
