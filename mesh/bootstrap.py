@@ -3,7 +3,8 @@
 The rules, for a proposal P = (mesh id, voters, proposer, number):
 
 1. A fresh Core node that sees at least `expect` fresh Core nodes (itself included) and has the lowest id of them
-   proposes the `expect` lowest ids. It promises P itself, durably, before it tells anybody.
+   proposes the `expect` lowest ids. It promises P itself, durably, before it tells anybody. It first lets the sight
+   settle (`_settling_s`), lest two groups that are about to meet found a mesh each.
 2. A node promises at most one proposal at a time, durably, before it answers. It never promises a number at or below
    its durable `floor`; promising, and refusing, raise the floor to the number.
 3. P is founded by whoever knows that ALL its voters promised it. Two proposals that share a voter can therefore
@@ -14,6 +15,7 @@ The rules, for a proposal P = (mesh id, voters, proposer, number):
    PROMISE_UNREACHABLE_S, any member collects the promises in its place (the proposer's is implied by rule 1). Two
    collectors do no harm: they found the same mesh id. A node that took part in this durably remembers it (rule 3b).
 5. A member that meets a founded node adopts its founding, so lost messages and crashes only cost time.
+6. A number or floor more than _FLOOR_JUMP_MAX ahead is not believed: as if the message had been lost.
 
 This is two-phase commit with cooperative termination (Bernstein, Hadzilacos, Goodman 1987, section 7.4). A time-out
 alone never breaks a promise: the proposer may have founded the mesh an instant before it vanished. What can block is
@@ -22,87 +24,31 @@ the loss for good of the proposer and of another member within the same few mill
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final, Literal, assert_never
+from typing import Final, assert_never
 
 import msgspec
 
-from mesh.limits import PROMISE_UNREACHABLE_S
+from mesh.limits import FOUNDING_CROWD_S, FOUNDING_SETTLE_S, PROMISE_UNREACHABLE_S
+from mesh.proposals import (
+    NUMBER_MAX,
+    Announce,
+    FoundingRecord,
+    Message,
+    Never,
+    Promise,
+    Propose,
+    Withdraw,
+    decode_message,
+    encode_message,
+)
 from storage.ids import MeshId, NodeId
 
-_VOTERS_MAX: Final = 7
 _RETRY_S: Final = 0.5
 """Shortest wait before proposing again after a dead proposal; jittered to three times that by id and number."""
 
-
-class FoundingRecord(msgspec.Struct, frozen=True):
-    """What a node must not forget. `fresh` with a floor: it promised or refused something that is dead now."""
-
-    state: Literal["fresh", "promised", "founded"]
-    mesh_id: MeshId
-    voters: tuple[NodeId, ...]
-    proposer: NodeId
-    at_ms: int
-    number: int = 0
-    floor: int = 0
-    is_withdrawn: bool = False
-    is_taken_over: bool = False
-
-
-class Announce(msgspec.Struct, frozen=True, tag="announce"):
-    """Where the sender stands; sent when a link comes up and whenever it changes."""
-
-    tier: str
-    expect: int
-    record: FoundingRecord | None
-
-
-class Propose(msgspec.Struct, frozen=True, tag="propose"):
-    proposal: FoundingRecord
-
-
-class Promise(msgspec.Struct, frozen=True, tag="promise"):
-    mesh_id: MeshId
-
-
-class Never(msgspec.Struct, frozen=True, tag="never"):
-    """The proposal is dead: a voter has not promised it and never will."""
-
-    mesh_id: MeshId
-    floor: int
-
-
-class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
-    """From the proposer: it will not found this, and asks a member to declare it dead."""
-
-    proposal: FoundingRecord
-
-
-Message = Announce | Propose | Promise | Never | Withdraw
-_DECODER = msgspec.msgpack.Decoder(Message)
-
-
-def encode_message(message: Message) -> bytes:
-    return msgspec.msgpack.encode(message)
-
-
-def decode_message(body: bytes) -> Message | None:
-    """Any bytes; None if they are not a founding message of sane size."""
-    try:
-        message: Message = _DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    match message:
-        case Announce(record=record):
-            pass
-        case Propose(proposal=record) | Withdraw(proposal=record):
-            pass
-        case _:
-            return message
-    if record is None:
-        return message
-    is_sane = len(record.voters) <= _VOTERS_MAX and len(set(record.voters)) == len(record.voters)
-    is_sane = is_sane and 0 <= record.number < 2**32 and 0 <= record.floor < 2**32
-    return message if is_sane and (record.state == "fresh" or record.proposer in record.voters) else None
+_FLOOR_JUMP_MAX: Final = 2**16
+"""How far apart founding numbers of honest nodes may be. Whoever is further ahead lies, or was lied to: followed once,
+it would use up the numbers for good, for floors are durable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +72,14 @@ class Tick:
     """Time passed. Needed about once a second until founded, and once at the start."""
 
 
-Input = LinkUp | LinkDown | Received | Tick
+@dataclass(frozen=True, slots=True)
+class Known:
+    """So many nodes are hinted at and not linked: they are being dialled. From strangers too, so it costs time only."""
+
+    count: int
+
+
+Input = LinkUp | LinkDown | Received | Tick | Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +122,11 @@ class Bootstrap:
         self._promises: set[NodeId] = set()  # to this node as collector, in this run
         self._held_since = now  # when the present promise was made or read
         self._propose_at = now
+        self._known_count = 0
+        self._stands: dict[NodeId, MeshId | None] = {}  # each Core node ever seen: the proposal it had promised
+        self._stands_since = now  # when that last changed
+        self.wake_at: float | None = None
+        """When to tick, if sooner than the ordinary pace."""
         self._is_told = False
         self._now = now
 
@@ -184,6 +142,7 @@ class Bootstrap:
         """Take one input. `wall_ms` only labels a new founding."""
         effects: list[Effect] = []
         self._now = now
+        self.wake_at = None
         match given:
             case LinkUp(peer):
                 self._linked.add(peer)
@@ -198,6 +157,8 @@ class Bootstrap:
                     self._receive(peer, message, now, effects)
             case Tick():
                 self._tick(now, effects)
+            case Known(count):
+                self._known_count = count
             case _:
                 assert_never(given)
         if not self.is_founded and self._tier == "core":
@@ -214,6 +175,7 @@ class Bootstrap:
         match message:
             case Announce():
                 self._views[peer] = message
+                self._note_stand(peer, message, now)
                 self._on_announce(peer, message.record, now, effects)
             case Propose(proposal):
                 self._on_propose(peer, proposal, now, effects)
@@ -293,10 +255,13 @@ class Bootstrap:
             and peer in proposal.voters
             and len(proposal.voters) == self._expect
             and proposal.number > self.floor
+            and not self._is_jump(proposal.number)
         )
 
     def _never(self, peer: NodeId, proposal: FoundingRecord, effects: list[Effect]) -> None:
-        """Refuse for ever: the floor is durable before the word is spoken."""
+        """Refuse for ever: the floor is durable before the word is spoken. Nobody asks a stranger to the proposal."""
+        if self.own not in proposal.voters or self._is_jump(proposal.number):
+            return
         if proposal.number > self.floor:
             record = self.record or FoundingRecord("fresh", MeshId(""), (), self.own, 0)
             self._save(msgspec.structs.replace(record, floor=proposal.number), effects)
@@ -310,11 +275,18 @@ class Bootstrap:
         if any(view.record is not None and view.record.state == "founded" for view in self._views.values()):
             return  # there is a mesh; founding a second one beside it would be an accident
         candidates = sorted([self.own, *self._fresh_peers()])
-        if len(candidates) < self._expect or candidates[0] != self.own or now < self._propose_at:
+        if len(candidates) < self._expect or candidates[0] != self.own:
+            return
+        due = max(self._propose_at, self._stands_since + self._settling_s())
+        if now < due:
+            self.wake_at = min(due, now + FOUNDING_SETTLE_S)  # what is known may change without an input
             return
         voters = tuple(candidates[: self._expect])
-        floors = [view.record.floor for view in self._views.values() if view.record is not None]
-        number = max([self.floor, *floors]) + 1
+        floors = [self.floor, *(_floor(self._views[voter]) for voter in voters[1:])]
+        # All are near the own floor, but perhaps not near each other: no voter may take the number for a jump.
+        number = max(floor for floor in floors if floor < min(floors) + _FLOOR_JUMP_MAX) + 1
+        if number > NUMBER_MAX:
+            return
         mesh_id = _mesh_id(self.own, number, wall_ms, voters)
         proposal = FoundingRecord("promised", mesh_id, voters, self.own, wall_ms, number=number, floor=number)
         self._promises = set()
@@ -325,6 +297,27 @@ class Bootstrap:
         self._save(proposal, effects)
         self._collect(proposal, effects)
         self._tell_all(effects)
+
+    def _settling_s(self) -> float:
+        """How long nobody new may have been seen before this node proposes.
+
+        A promise seen elsewhere is about to become a mesh; if members of it are lost for good, it must not block for
+        ever.
+        """
+        if self._expect == 1:
+            return 0.0  # the operator said that this node is the whole mesh
+        if self._promised_peers():
+            return 2 * PROMISE_UNREACHABLE_S
+        unclear = self._known_count + len(self._linked - self._views.keys())
+        is_crowd = unclear > 0 or 1 + len(self._fresh_peers()) > self._expect
+        return FOUNDING_CROWD_S if is_crowd else FOUNDING_SETTLE_S
+
+    def _note_stand(self, peer: NodeId, view: Announce, now: float) -> None:
+        """Comings and goings of the same peer do not count, so that one bad cable delays nobody."""
+        stand = view.record.mesh_id if view.record is not None and view.record.state == "promised" else None
+        if view.tier == "core" and (peer not in self._stands or self._stands[peer] != stand):
+            self._stands[peer] = stand
+            self._stands_since = now
 
     def _tick(self, now: float, effects: list[Effect]) -> None:
         held = self.record
@@ -373,7 +366,7 @@ class Bootstrap:
 
     def _release(self, held: FoundingRecord, floor: int, now: float, effects: list[Effect]) -> None:
         """The proposal is dead: be fresh again, and tell its other members."""
-        floor = max(self.floor, held.number, floor)
+        floor = max(self.floor, held.number, 0 if self._is_jump(floor) else floor)
         self._save(FoundingRecord("fresh", MeshId(""), (), self.own, 0, floor=floor), effects)
         self._promises = set()
         self._propose_at = now + _RETRY_S * (1 + 2 * _jitter(self.own, floor))
@@ -410,7 +403,18 @@ class Bootstrap:
             if view.tier == "core"
             and view.expect == self._expect
             and (view.record is None or view.record.state == "fresh")
+            and abs(_floor(view) - self.floor) < _FLOOR_JUMP_MAX
         ]
+
+    def _promised_peers(self) -> list[NodeId]:
+        return sorted(
+            peer
+            for peer, view in self._views.items()
+            if view.tier == "core" and view.record is not None and view.record.state == "promised"
+        )
+
+    def _is_jump(self, number: int) -> bool:
+        return number > self.floor + _FLOOR_JUMP_MAX
 
     # --- words ---
 
@@ -435,9 +439,27 @@ class Bootstrap:
                 f"waiting: this node has bootstrap_expect = {self._expect}, others have "
                 f"{', '.join(map(str, sorted(odd)))}; set the same number on every Core node"
             )
+        floors = {peer: _floor(view) for peer, view in self._views.items() if view.tier == "core"}
+        if self.floor >= min([NUMBER_MAX, *(floor + _FLOOR_JUMP_MAX for floor in floors.values())]):
+            return _spoilt(self.own)
+        spoilt = [peer for peer, floor in floors.items() if floor >= self.floor + _FLOOR_JUMP_MAX]
+        if spoilt:
+            return _spoilt(min(spoilt))
+        return self._status_fresh()
+
+    def _status_fresh(self) -> str:
         here = 1 + len(self._fresh_peers())
         missing = self._expect - here
-        if missing <= 0:
+        if missing <= 0 and (promised := self._promised_peers()):
+            return f"waiting: {', '.join(promised)} may be founding a mesh already"
+        if missing < 0:
+            return (
+                f"{here} Core nodes here, more than bootstrap_expect = {self._expect}: the {self._expect} lowest ids "
+                f"found the mesh once nobody new has come for {FOUNDING_CROWD_S:g} s; the others do not vote in it"
+            )
+        if missing == 0 and self._known_count:
+            return f"{here} Core nodes here, waiting up to {FOUNDING_CROWD_S:g} s for others that are being dialled"
+        if missing == 0:
             return f"agreeing with {here - 1} others on founding the mesh"
         return f"{'alone' if here == 1 else f'{here} Core nodes here'}, waiting for {missing} more"
 
@@ -465,5 +487,40 @@ def _mesh_id(own: NodeId, number: int, wall_ms: int, voters: tuple[NodeId, ...])
     return MeshId(hashlib.blake2b(text.encode(), digest_size=16, person=b"meshnode-founded").hexdigest())
 
 
+def _floor(view: Announce) -> int:
+    return 0 if view.record is None else view.record.floor
+
+
+def _spoilt(node_id: NodeId) -> str:
+    return (
+        f"waiting: the founding number of {node_id} is out of all proportion, so no mesh can be founded with it; "
+        "stop that node, remove its data directory and start it as a new node"
+    )
+
+
 def _jitter(own: NodeId, number: int) -> float:
     return int.from_bytes(hashlib.blake2b(f"{own}|{number}".encode(), digest_size=4).digest(), "big") / 2**32
+
+
+__all__ = [
+    "Announce",
+    "Bootstrap",
+    "Effect",
+    "FoundingRecord",
+    "Input",
+    "Known",
+    "LinkDown",
+    "LinkUp",
+    "MeshFounded",
+    "Message",
+    "Never",
+    "Promise",
+    "Propose",
+    "Received",
+    "Save",
+    "Send",
+    "Tick",
+    "Withdraw",
+    "decode_message",
+    "encode_message",
+]

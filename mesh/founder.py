@@ -10,6 +10,7 @@ from mesh.bootstrap import (
     Bootstrap,
     FoundingRecord,
     Input,
+    Known,
     LinkDown,
     LinkUp,
     MeshFounded,
@@ -54,12 +55,16 @@ class Founder:
         store: FoundingStore,
         send: Callable[[NodeId, Message], None],
         founded: Callable[[FoundingRecord], None],
+        known: Callable[[], int],
         log: Logger,
     ) -> None:
+        """`known()` counts the nodes that are hinted at and not linked."""
         self._machine = machine
         self._store = store
         self._send = send
         self._founded = founded
+        self._known = known
+        self._known_count = 0
         self._log = log
         self._inputs: asyncio.Queue[Input] = asyncio.Queue()  # bounded for messages below; links are few
         self._said = ""
@@ -97,14 +102,21 @@ class Founder:
         tick_at = loop.time() + FOUNDING_TICK_S
         while True:
             given: Input = Tick()
+            wake_at = tick_at if self._machine.wake_at is None else min(tick_at, self._machine.wake_at)
             try:
-                async with asyncio.timeout_at(None if self._machine.is_founded else tick_at):
+                async with asyncio.timeout_at(None if self._machine.is_founded else wake_at):
                     given = await self._inputs.get()
             except TimeoutError:
                 tick_at = loop.time() + FOUNDING_TICK_S
             await self._take(given)
 
     async def _take(self, given: Input) -> None:
+        if not self._machine.is_founded and (count := self._known()) != self._known_count:
+            self._known_count = count
+            await self._carry_out(Known(count))
+        await self._carry_out(given)
+
+    async def _carry_out(self, given: Input) -> None:
         effects = self._machine.step(given, asyncio.get_running_loop().time(), time.time_ns() // 1_000_000)
         for effect in effects:
             match effect:

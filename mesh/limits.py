@@ -100,3 +100,9 @@ PROMISE_UNREACHABLE_S = 10.0
 
 FOUNDING_TICK_S = 1.0
 """Founding messages are repeated at this pace until answered."""
+
+FOUNDING_SETTLE_S = 0.3
+"""How long exactly `bootstrap_expect` Core nodes wait for another before they found: gossip and mDNS take 0.1 s."""
+
+FOUNDING_CROWD_S = 3.0
+"""The same when there are more, or others are being dialled: a lost SYN is repeated after 1 s and after 3 s."""

@@ -92,7 +92,9 @@ class Mesh:
         await self._listener.start(settings.bind_host, settings.port, has_secret=self._secret is not None)
         loop = asyncio.get_running_loop()
         machine = Bootstrap(self.node_id, settings.tier, settings.bootstrap_expect, record, loop.time())
-        self._founder = Founder(machine, self._store, self._send_founding, self._on_founded, self._log)
+        self._founder = Founder(
+            machine, self._store, self._send_founding, self._on_founded, self._manager.unlinked_count, self._log
+        )
         self._tasks.spawn(self._founder.run(), "mesh founder")
         self._manager.start()
         self._log.info("mesh_listening", node=self.node_id, host=settings.bind_host, port=self.port)

@@ -87,6 +87,10 @@ class Dialler:
         """Seeds that do not answer, with the reason."""
         return {address: target.last_error for address, target in self._seeds.items() if target.last_error}
 
+    def seeds_untried(self) -> int:
+        """Seeds whose first dial has neither linked nor failed yet."""
+        return sum(target.node_id is None and not target.last_error for target in self._seeds.values())
+
     async def stop(self) -> None:
         """Dial nobody any more."""
         await self._tasks.close()

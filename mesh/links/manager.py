@@ -104,6 +104,11 @@ class LinkManager:
             self.dialler.hint(node_id, is_new=is_new)
         return is_new
 
+    def unlinked_count(self) -> int:
+        """Nodes known or hinted at that are not linked, and seeds of which nothing is known yet."""
+        unlinked = sum(peer.node_id not in self.links for peer in self.book.peers())
+        return unlinked + self.dialler.seeds_untried()
+
     def refuse_link(self, peer: NodeId, refuse: Refuse) -> None:
         """Close an established link for a reason found later (two founded meshes)."""
         if (link := self.links.get(peer)) is not None:

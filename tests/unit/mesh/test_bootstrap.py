@@ -12,6 +12,8 @@ from mesh.bootstrap import (
     Bootstrap,
     Effect,
     FoundingRecord,
+    Input,
+    Known,
     LinkDown,
     LinkUp,
     MeshFounded,
@@ -23,10 +25,11 @@ from mesh.bootstrap import (
     Save,
     Send,
     Tick,
+    Withdraw,
     decode_message,
     encode_message,
 )
-from mesh.limits import PROMISE_UNREACHABLE_S
+from mesh.limits import FOUNDING_CROWD_S, FOUNDING_SETTLE_S, PROMISE_UNREACHABLE_S
 from storage.ids import MeshId, NodeId
 
 
@@ -39,6 +42,7 @@ class Machine:
     disk: FoundingRecord | None = None
     bootstrap: Bootstrap | None = None
     pending: list[Effect] = field(default_factory=list)
+    known: frozenset[NodeId] = frozenset()
     founded: list[FoundingRecord] = field(default_factory=list)
 
 
@@ -59,7 +63,7 @@ class Model:
         node.pending = []
         self.give(node, Tick())
 
-    def give(self, node: Machine, given: LinkUp | LinkDown | Received | Tick) -> None:
+    def give(self, node: Machine, given: Input) -> None:
         """Effects wait in order until `work` carries them out: a crash in between loses the rest."""
         if node.bootstrap is not None:
             self.work(node)  # the shell takes an input only when the last one's effects are done
@@ -123,6 +127,26 @@ class Model:
         delivered = [self.deliver(*way) for way in list(self.flights)]
         return any(delivered)
 
+    def see_each_other(self) -> None:
+        """Announcements are delivered and have settled; what comes of that waits for the next tick."""
+        self.work_all()
+        while self.deliver_all():
+            self.work_all()
+        self.now += FOUNDING_SETTLE_S
+
+    def pass_time(self, seconds: float, step_s: float) -> None:
+        """Everything is delivered, and every node ticks each `step_s`."""
+        for _ in range(round(seconds / step_s)):
+            self.work_all()
+            while self.deliver_all():
+                self.work_all()
+            self.now += step_s
+            for node in self.nodes.values():
+                linked = {peer for pair in self.links if node.node_id in pair for peer in pair}
+                self.give(node, Known(len(node.known - linked)))
+                self.give(node, Tick())
+        self.work_all()
+
     def settle(self) -> None:
         """No more faults: everybody up, everybody linked, everything delivered, half a minute of ticks."""
         for a in self.nodes:
@@ -130,14 +154,7 @@ class Model:
         for a in self.nodes:
             for b in self.nodes:
                 self.link(a, b)
-        for _ in range(40):
-            self.work_all()
-            while self.deliver_all():
-                self.work_all()
-            self.now += 1.0
-            for node in self.nodes.values():
-                self.give(node, Tick())
-        self.work_all()
+        self.pass_time(40, 1.0)
 
     def check(self) -> None:
         meshes = {record.mesh_id: record for record in self.records}
@@ -201,6 +218,8 @@ def proposer_founds_and_vanishes() -> Model:
     a, b, c, d = model.nodes
     for pair in ((a, b), (a, c), (b, c)):
         model.link(*pair)
+    model.see_each_other()
+    model.give(model.nodes[a], Tick())
     while not model.records:
         for source, target in list(model.flights):
             model.deliver(source, target)
@@ -293,6 +312,8 @@ def test_members_complete_what_a_lost_proposer_began() -> None:
     a, b, c = model.nodes
     for pair in ((a, b), (a, c), (b, c)):
         model.link(*pair)
+    model.see_each_other()
+    model.give(model.nodes[a], Tick())
     model.work_all()
     while model.deliver_all():
         model.work(model.nodes[b])
@@ -322,9 +343,8 @@ def test_a_member_that_left_before_promising_is_replaced() -> None:
     # All three have announced themselves to the proposer; its proposal then reaches b, but c is gone.
     bootstrap = model.nodes[a].bootstrap
     assert bootstrap is not None
-    model.work_all()
-    model.deliver(b, a)
-    model.deliver(c, a)
+    model.see_each_other()
+    model.give(model.nodes[a], Tick())
     model.work_all()
     assert model.nodes[a].disk is not None
     model.crash(c)
@@ -351,7 +371,164 @@ def test_messages_that_make_no_sense_are_ignored() -> None:
     machine.step(LinkUp(NodeId("n0")), 0.0, 0)
     others = (NodeId("n0"), NodeId("n7"), NodeId("n8"))
     stranger = FoundingRecord("promised", MeshId("x"), others, NodeId("n0"), 0, number=3)
-    effects = machine.step(Received(NodeId("n0"), Propose(stranger)), 0.0, 0)
+    for message in (Propose(stranger), Withdraw(stranger)):
+        assert machine.step(Received(NodeId("n0"), message), 0.0, 0) == [], "not asked, so it does not answer"
+    own = FoundingRecord("promised", MeshId("x"), (NodeId("n0"), NodeId("n1")), NodeId("n0"), 0, number=3)
+    effects = machine.step(Received(NodeId("n0"), Propose(own)), 0.0, 0)
     assert [type(effect) for effect in effects] == [Save, Send]
     assert effects[1] == Send(NodeId("n0"), Never(MeshId("x"), 3))
     assert machine.step(Received(NodeId("n9"), Announce("core", 3, None)), 0.0, 0) == []
+
+
+def founded_meshes(model: Model) -> set[MeshId]:
+    return {record.mesh_id for record in model.records if record.state == "founded"}
+
+
+@pytest.mark.parametrize("count", range(4, 11))
+def test_many_linked_at_once_found_one_mesh(count: int) -> None:
+    model = Model(count, 3)
+    model.settle()
+    assert len(founded_meshes(model)) == 1
+
+
+def test_two_groups_that_link_first_found_one_mesh_when_the_links_between_them_come_within_seconds() -> None:
+    model = Model(7, 3)
+    names = list(model.nodes)
+    for group in (names[:3], names[3:]):
+        for a in group:
+            for b in group:
+                model.link(a, b)
+    # Of the other group each node has heard, but the first dials are lost.
+    for node in model.nodes.values():
+        node.known = frozenset(names) - {node.node_id}
+    model.pass_time(2.5, 0.1)
+    assert not model.records
+    model.settle()
+    assert {record.voters for record in model.records} == {("n0", "n1", "n2")}
+
+
+def lowest_of(count: int) -> Bootstrap:
+    """n0 of nodes that expect three, linked to the others, which are fresh; at time 0."""
+    machine = Bootstrap(NodeId("n0"), "core", 3, None, 0.0)
+    for index in range(1, count):
+        peer = NodeId(f"n{index}")
+        machine.step(LinkUp(peer), 0.0, 0)
+        machine.step(Received(peer, Announce("core", 3, None)), 0.0, 0)
+    return machine
+
+
+def proposed_after_s(machine: Bootstrap) -> float:
+    """When it proposes, if nothing happens but the ticks it asks for."""
+    now = 0.0
+    while machine.record is None:
+        assert machine.wake_at is not None
+        assert now < machine.wake_at <= now + FOUNDING_SETTLE_S
+        now = machine.wake_at
+        machine.step(Tick(), now, 0)
+    return now
+
+
+def test_exactly_the_expected_found_almost_at_once() -> None:
+    assert proposed_after_s(lowest_of(3)) == pytest.approx(FOUNDING_SETTLE_S)
+
+
+def test_more_than_expected_wait_until_it_is_quiet_and_say_so() -> None:
+    machine = lowest_of(5)
+    assert "5 Core nodes here, more than bootstrap_expect = 3" in machine.status()
+    assert proposed_after_s(machine) == pytest.approx(FOUNDING_CROWD_S)
+
+
+def test_known_nodes_that_cannot_be_reached_delay_founding_but_do_not_prevent_it() -> None:
+    machine = lowest_of(3)
+    machine.step(Known(2), 0.0, 0)
+    assert "others that are being dialled" in machine.status()
+    assert proposed_after_s(machine) == pytest.approx(FOUNDING_CROWD_S)
+    machine = lowest_of(3)
+    machine.step(Known(2), 0.0, 0)
+    machine.step(Tick(), 1.0, 0)
+    assert machine.record is None
+    machine.step(Known(0), 1.0, 0)
+    assert machine.record is not None, "they are linked, or were of no consequence"
+
+
+def test_a_newcomer_starts_the_wait_again_and_one_that_flaps_does_not() -> None:
+    machine = lowest_of(4)
+    machine.step(LinkUp(NodeId("n5")), 2.0, 0)
+    machine.step(Received(NodeId("n5"), Announce("core", 3, None)), 2.0, 0)
+    for now in (2.5, 3.0, 3.5, 4.0, 4.5):
+        machine.step(LinkDown(NodeId("n5")), now, 0)
+        machine.step(LinkUp(NodeId("n5")), now, 0)
+        machine.step(Received(NodeId("n5"), Announce("core", 3, None)), now, 0)
+    assert machine.record is None
+    machine.step(Tick(), 2.0 + FOUNDING_CROWD_S, 0)
+    assert machine.record is not None
+
+
+def test_a_promise_seen_elsewhere_is_given_time_but_blocks_nobody_for_ever() -> None:
+    machine = lowest_of(3)
+    voters = (NodeId("m0"), NodeId("m1"), NodeId("m2"))
+    theirs = FoundingRecord("promised", MeshId("x"), voters, NodeId("m0"), 0, number=1, floor=1)
+    machine.step(LinkUp(NodeId("m1")), 0.0, 0)
+    machine.step(Received(NodeId("m1"), Announce("core", 3, theirs)), 0.0, 0)
+    assert machine.status() == "waiting: m1 may be founding a mesh already"
+    assert proposed_after_s(machine) == pytest.approx(2 * PROMISE_UNREACHABLE_S)
+
+
+def test_one_bad_floor_does_not_spoil_the_honest_nodes() -> None:
+    model = Model(3, 3)
+    liar = FoundingRecord("fresh", MeshId(""), (), NodeId("a"), 0, floor=2**32 - 1)
+    for node in model.nodes.values():
+        model.give(node, LinkUp(NodeId("a")))
+        model.give(node, Received(NodeId("a"), Announce("core", 3, liar)))
+    model.settle()
+    assert {(record.voters, record.number) for record in model.records} == {(("n0", "n1", "n2"), 1)}
+
+
+def test_floors_far_ahead_are_not_taken_over() -> None:
+    far = 2**20
+    machine = Bootstrap(NodeId("n0"), "core", 3, None, 0.0)
+    for peer in (NodeId("n1"), NodeId("n2")):
+        machine.step(LinkUp(peer), 0.0, 0)
+    voters = (NodeId("n0"), NodeId("n1"), NodeId("n2"))
+    for number in (far, 2**32 - 1):
+        theirs = FoundingRecord("promised", MeshId("x"), voters, NodeId("n1"), 0, number=number, floor=number)
+        for message in (Propose(theirs), Withdraw(theirs), Announce("core", 3, theirs)):
+            assert machine.step(Received(NodeId("n1"), message), 0.0, 0) == []
+    for peer in (NodeId("n1"), NodeId("n2")):
+        machine.step(Received(peer, Announce("core", 3, None)), 0.0, 0)
+    machine.step(Tick(), 60.0, 0)
+    held = machine.record
+    assert held is not None
+    assert (held.state, held.number) == ("promised", 1)
+    machine.step(Received(NodeId("n1"), Never(held.mesh_id, 2**32 - 1)), 60.0, 0)
+    assert machine.floor == 1
+    assert decode_message(encode_message(Never(MeshId("x"), 2**32))) is None
+    assert decode_message(encode_message(Never(MeshId("x"), -1))) is None
+
+
+@pytest.mark.parametrize("claimed", [1, 2**16 - 1, 2**16, 2**16 + 1])
+def test_a_number_proposed_is_never_one_that_equals_would_refuse(claimed: int) -> None:
+    model = Model(3, 3)
+    odd = model.nodes[NodeId("n2")]
+    odd.disk = FoundingRecord("fresh", MeshId(""), (), NodeId("n2"), 0, floor=claimed)
+    model.start(odd)
+    model.settle()
+    if claimed < 2**16:
+        assert {record.number for record in model.records} == {claimed + 1}
+    else:
+        assert not model.records
+        for node in model.nodes.values():
+            assert node.bootstrap is not None
+            assert "founding number of n2 is out of all proportion" in node.bootstrap.status()
+
+
+def test_a_node_that_has_no_number_left_proposes_nothing_and_says_so() -> None:
+    model = Model(3, 3)
+    for node in model.nodes.values():
+        node.disk = FoundingRecord("fresh", MeshId(""), (), node.node_id, 0, floor=2**32 - 1)
+        model.start(node)
+    model.settle()
+    one = model.nodes[NodeId("n0")].bootstrap
+    assert one is not None
+    assert not model.records
+    assert "remove its data directory" in one.status()

@@ -1,0 +1,85 @@
+"""What nodes remember of a founding and tell each other about it. Pure; the rules are in `bootstrap.py`."""
+
+from typing import Final, Literal
+
+import msgspec
+
+from storage.ids import MeshId, NodeId
+
+NUMBER_MAX: Final = 2**32 - 1
+"""Of a proposal, and of a floor. Honest numbers count dead proposals: a handful."""
+
+_VOTERS_MAX: Final = 7
+
+
+class FoundingRecord(msgspec.Struct, frozen=True):
+    """What a node must not forget. `fresh` with a floor: it promised or refused something that is dead now."""
+
+    state: Literal["fresh", "promised", "founded"]
+    mesh_id: MeshId
+    voters: tuple[NodeId, ...]
+    proposer: NodeId
+    at_ms: int
+    number: int = 0
+    floor: int = 0
+    is_withdrawn: bool = False
+    is_taken_over: bool = False
+
+
+class Announce(msgspec.Struct, frozen=True, tag="announce"):
+    """Where the sender stands; sent when a link comes up and whenever it changes."""
+
+    tier: str
+    expect: int
+    record: FoundingRecord | None
+
+
+class Propose(msgspec.Struct, frozen=True, tag="propose"):
+    proposal: FoundingRecord
+
+
+class Promise(msgspec.Struct, frozen=True, tag="promise"):
+    mesh_id: MeshId
+
+
+class Never(msgspec.Struct, frozen=True, tag="never"):
+    """The proposal is dead: a voter has not promised it and never will."""
+
+    mesh_id: MeshId
+    floor: int
+
+
+class Withdraw(msgspec.Struct, frozen=True, tag="withdraw"):
+    """From the proposer: it will not found this, and asks a member to declare it dead."""
+
+    proposal: FoundingRecord
+
+
+Message = Announce | Propose | Promise | Never | Withdraw
+_DECODER = msgspec.msgpack.Decoder(Message)
+
+
+def encode_message(message: Message) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+def decode_message(body: bytes) -> Message | None:
+    """Any bytes; None if they are not a founding message of sane size."""
+    try:
+        message: Message = _DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    match message:
+        case Announce(record=record):
+            pass
+        case Propose(proposal=record) | Withdraw(proposal=record):
+            pass
+        case Never(floor=floor):
+            return message if 0 <= floor <= NUMBER_MAX else None
+        case _:
+            return message
+    if record is None:
+        return message
+    is_sane = len(record.voters) <= _VOTERS_MAX and len(set(record.voters)) == len(record.voters)
+    is_sane = is_sane and 0 <= record.number <= NUMBER_MAX and 0 <= record.floor <= NUMBER_MAX
+    return message if is_sane and (record.state == "fresh" or record.proposer in record.voters) else None
