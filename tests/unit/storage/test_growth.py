@@ -167,6 +167,17 @@ def test_reads_get_through_while_an_exhausted_map_waits_for_a_snapshot(store: En
     assert map_mebibytes(store) == 32
 
 
+def test_a_map_that_may_not_hold_the_next_transaction_is_exhausted(
+    store: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "GROWTH_WAIT_S", 0.01)
+    write(store, 15)
+    with snapshot_elsewhere(store), pytest.raises(MapExhausted, match="snapshot was not ended"):
+        store.begin_write()
+    write(store, 8)
+    assert map_mebibytes(store) == 32
+
+
 def test_readers_that_overlap_all_the_time_do_not_starve_an_exhausted_map(
     store: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
