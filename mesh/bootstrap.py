@@ -13,7 +13,8 @@ The rules, for a proposal P = (mesh id, voters, proposer, number):
    b. the proposer durably withdrew (so it will not found P), and this node gave its promise to no one else.
 4. A promise is evidence for whoever it was given to, first the proposer. When the proposer has been out of reach for
    PROMISE_UNREACHABLE_S, any member collects the promises in its place (the proposer's is implied by rule 1). Two
-   collectors do no harm: they found the same mesh id. A node that took part in this durably remembers it (rule 3b).
+   collectors do no harm: they found the same mesh id. A node that took part in this durably remembers it (rule 3b)
+   and goes on when the proposer is back: that one may have withdrawn meanwhile, and collects no more.
 5. A member that meets a founded node adopts its founding, so lost messages and crashes only cost time.
 6. A number or floor more than _FLOOR_JUMP_MAX ahead is not believed: as if the message had been lost.
 
@@ -223,9 +224,9 @@ class Bootstrap:
                 effects.append(Send(peer, Never(proposal.mesh_id, self.floor)))
             return
         is_takeover = peer != proposal.proposer
-        if is_takeover and proposal.proposer in self._linked:
-            return  # the proposer is there and collects itself
         held = self._held(proposal.mesh_id)
+        if is_takeover and proposal.proposer in self._linked and not (held is not None and held.is_taken_over):
+            return  # the proposer is there: it collects, or it withdraws
         if held is not None:
             if is_takeover and not held.is_taken_over:
                 self._save(msgspec.structs.replace(held, is_taken_over=True), effects)
@@ -331,7 +332,8 @@ class Bootstrap:
                 effects += [Send(voter, Withdraw(held)) for voter in held.voters if voter in self._linked]
             else:
                 self._collect(held, effects)
-        elif self._gone_s(held.proposer, now) >= PROMISE_UNREACHABLE_S:
+        elif held.is_taken_over or self._gone_s(held.proposer, now) >= PROMISE_UNREACHABLE_S:
+            # Once taken over it is seen through: the proposer that comes back may have withdrawn, and waits for us.
             if not held.is_taken_over:
                 held = msgspec.structs.replace(held, is_taken_over=True)
                 self._save(held, effects)

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -333,6 +334,21 @@ def test_members_complete_what_a_lost_proposer_began() -> None:
     assert model.nodes[b].founded == model.nodes[c].founded != []
     model.settle()
     assert [record.mesh_id for record in model.nodes[a].founded] == [model.nodes[b].founded[0].mesh_id]
+
+
+def test_a_withdrawn_proposer_that_comes_back_does_not_stop_those_who_took_over() -> None:
+    """Out of reach of each other the proposer withdrew and the members took over; nobody collected after they met."""
+    model = Model(3, 3)
+    held = FoundingRecord("promised", MeshId("x"), tuple(model.nodes), NodeId("n0"), 0, number=1, floor=1)
+    for node in model.nodes.values():
+        is_proposer = node.node_id == held.proposer
+        node.disk = msgspec.structs.replace(held, is_withdrawn=is_proposer, is_taken_over=not is_proposer)
+        model.start(node)
+    model.settle()
+    assert all(node.founded and node.founded[0].mesh_id == "x" for node in model.nodes.values())
+    model = run(391652450, count=4, expect=3, steps=227)
+    model.settle()
+    assert model.records
 
 
 def test_a_member_that_left_before_promising_is_replaced() -> None:
