@@ -13,46 +13,34 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import structlog
 
-from consensus.engine import Role
 from consensus.errors import ConsensusError
 from consensus.group import PROPOSE, Group
-from consensus.journal import TABLES as JOURNAL_TABLES
-from consensus.machine import DomainMachine
-from consensus.replica import ReplicaStatus
-from consensus.state import queries, tables
-from consensus.state.commands import Applied, Outcome, RegisterMember
-from consensus.state.events import Numbered
-from consensus.state.rows import RitualOffer
-from mesh.bootstrap import FoundingRecord
+from consensus.state import queries
+from consensus.state.commands import Outcome, RegisterMember
 from mesh.errors import MeshError
 from mesh.handshake import Hello
 from mesh.identity import Identity, new_instance_id
-from mesh.mesh import Mesh, MeshSettings
+from mesh.mesh import Mesh
 from mesh.trust import MeshSecret
-from node import __version__
 from node.config import Config, join_host_port
 from node.executor.executor import Executor
-from node.executor.work import ExecutorSettings
-from node.http.guard import HttpConfigError, load_token
-from node.http.server import HttpServer
+from node.http.guard import HttpConfigError
 from node.live import TOPIC as LIVE_TOPIC
 from node.live import LiveBoard
-from node.ports import NodeFacts
-from node.pulse import Pulse
 from node.rituals.registry import Registry
-from node.scheduler.dispatcher import Dispatcher
 from node.scheduler.policy import LinkView
-from node.service import NodeService
-from node.work import Assignments, Places, Reporter
-from storage import codec
-from storage.environment import Environment
+from node.service.ports import NodeFacts
+from node.service.service import NodeService
+from node.service.times import now_ms
+from node.share import Share
+from node.wiring import FoundingRecords, executor_settings, http_server, mesh_settings, open_store, registration
 from storage.errors import StorageError
 from storage.ids import InstanceId, NodeId
 
@@ -69,17 +57,8 @@ LAST_RESORT_S = 10.0
 DRAIN_S = 2.0
 """Of that, for running rituals to finish; what is still running then is handed back and goes on elsewhere."""
 
-FAREWELL_S = 0.5
-"""Of that, for telling the mesh that this node takes no more work."""
-
 HAND_OVER_S = 1.0
 """For another node to take leadership."""
-
-REGISTER_DEADLINE_S = 10.0
-REGISTER_PAUSE_S = 0.5
-
-FOUNDING_TABLE = "founding"
-_FOUNDING_KEY = b"record"
 
 THREAD_SWITCH_S = 0.0005
 """How long one thread keeps the interpreter while the other waits. The default of 5 ms would be added to a commit
@@ -139,11 +118,6 @@ def _end_now() -> None:
 
 class Failed(Exception):
     """Something went wrong while running that this daemon could not go on without; the cause says what."""
-
-
-def now_ms() -> int:
-    """UTC, for times that people and other machines see."""
-    return time.time_ns() // 1_000_000
 
 
 class Node:
@@ -338,79 +312,6 @@ class Node:
             self._failure.set_exception(error)
 
 
-class Share:
-    """What this node does in a founded mesh: votes, leads if elected, executes, reports."""
-
-    def __init__(self, node: Node, voters: tuple[NodeId, ...]) -> None:
-        self.group = Group(
-            node.node_id, voters, node.store, DomainMachine(), node.mesh, on_failure=node.on_replica_failure
-        )
-        kinds = {name: ritual.kind for name, ritual in node.registry.items()}
-        self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor)
-        self.reporter = Reporter(self.group, self.places, now_ms)
-        self.dispatcher = Dispatcher(node.node_id, self.group, node.link_views, now_ms)
-        self._live = node.live
-        self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor, node.own)
-        self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
-        self._hello_of = node.mesh.hello_of
-        self._leader: NodeId | None = None
-        self.group.subscribe_events(self._on_events)
-        self.group.subscribe_status(self._on_status)
-
-    def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
-        yield "reporter", self.reporter.run()
-        yield "dispatcher", self.dispatcher.run()
-        yield "pulse", self._pulse.run()
-        yield "live", self._live.run()
-
-    async def register(self, command: Callable[[], RegisterMember]) -> None:
-        """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
-        RegistrationRefused if the mesh does not want it."""
-        with self.group.read() as txn:
-            for lease in queries.leases(txn):
-                self._live.note_assigned(lease.session_id, lease.branch_index, lease.attempt, lease.node_id)
-        told = ""
-        while True:
-            try:
-                answer = await self.group.propose(command(), REGISTER_DEADLINE_S)
-            except ConsensusError as error:
-                if told != error.code:
-                    told = error.code
-                    log.warning("not_registered_yet", code=error.code, reason=str(error))
-                await asyncio.sleep(REGISTER_PAUSE_S)
-                continue
-            if isinstance(answer, Applied):
-                log.info("registered")
-                return
-            if answer.code != "stale_registration":  # a newer one of ours is on its way: say it again with a fresh time
-                raise RegistrationRefused(f"the mesh refused this node ({answer.code}): {answer.message}")
-
-    async def take_no_more(self, command: RegisterMember) -> None:
-        """Tells the scheduler that this node has no places; without a majority nobody assigns anything anyway."""
-        with contextlib.suppress(ConsensusError):
-            await self.group.propose(command, FAREWELL_S)
-
-    def _leads(self) -> bool:
-        return self.group.status().role is Role.LEADER
-
-    def _on_events(self, events: list[Numbered]) -> None:
-        self._live.on_events(events)
-        self._assignments.on_events(events)
-        self.dispatcher.wake()
-
-    def _on_status(self, status: ReplicaStatus) -> None:
-        self.dispatcher.set_leading(status.role is Role.LEADER)
-        if status.leader != self._leader:
-            self._leader = status.leader
-            if status.leader is None:
-                log.warning("no_leader", term=status.term)
-            elif status.role is Role.LEADER:
-                log.info("leading", term=status.term)
-            else:
-                hello = self._hello_of(status.leader)
-                log.info("following", leader=hello.node_name if hello else status.leader, term=status.term)
-
-
 @dataclass(frozen=True, slots=True)
 class LinkState:
     """As last told by the mesh; `since` is monotonic."""
@@ -427,85 +328,3 @@ class LinkState:
             is_closed_by_peer=self.is_closed_by_peer,
             instance_id=self.instance_id,
         )
-
-
-class RegistrationRefused(Exception):
-    """The mesh does not take this node as a member; the message says why."""
-
-
-class FoundingRecords:
-    """`mesh.bootstrap`'s memory, in the store, so that it is as durable as the log it leads to."""
-
-    def __init__(self, store: Environment) -> None:
-        self._store = store
-
-    def load(self) -> FoundingRecord | None:
-        with self._store.read() as txn:
-            data = txn.get(FOUNDING_TABLE, _FOUNDING_KEY)
-        return None if data is None else codec.decode(data, FoundingRecord)
-
-    def save(self, record: FoundingRecord) -> None:
-        """Not on the loop's thread: it waits for the disk."""
-        with self._store.write() as txn:
-            txn.put(FOUNDING_TABLE, _FOUNDING_KEY, codec.encode(record))
-
-
-def open_store(config: Config) -> Environment:
-    """Makes the data directory if need be; refuses one that another daemon uses."""
-    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    all_tables = (*JOURNAL_TABLES, *tables.TABLES, FOUNDING_TABLE)
-    return Environment.open(config.data_dir / "consensus", all_tables, software=f"meshnode {__version__}")
-
-
-def mesh_settings(config: Config) -> MeshSettings:
-    return MeshSettings(
-        mesh_name=config.mesh.name,
-        node_name=config.node.name,
-        data_dir=config.data_dir,
-        tier=config.node.tier,
-        bind_host=config.mesh_bind,
-        port=config.mesh.port,
-        advertise=config.mesh.advertise,
-        http_address=join_host_port(config.http.bind, config.http.port),
-        bootstrap_expect=config.mesh.bootstrap_expect,
-        seeds=config.mesh.seeds,
-        zeroconf=config.mesh.zeroconf,
-        interfaces=config.mesh.interfaces,
-        software=__version__,
-    )
-
-
-def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:
-    return ExecutorSettings(
-        node_id=node_id,
-        slots=config.slots,
-        async_slots=config.execution.async_slots,
-        memory_bytes_max=config.execution.memory_mb_max << 20,
-        scratch_directory=config.data_dir / "scratch",
-    )
-
-
-def http_server(config: Config, service: NodeService) -> HttpServer:
-    return HttpServer(
-        service,
-        bind=config.http.bind,
-        port=config.http.port,
-        token=load_token(config.token_file) if config.token_file is not None else None,
-        allow_unauthenticated=config.http.allow_unauthenticated,
-    )
-
-
-def registration(config: Config, facts: NodeFacts, registry: Registry, *, takes_work: bool) -> RegisterMember:
-    return RegisterMember(
-        node_id=facts.node_id,
-        instance_id=facts.instance_id,
-        name=facts.name,
-        tier=facts.tier,
-        address=join_host_port(config.mesh_bind, config.mesh.port),
-        http_address=join_host_port(config.http.bind, config.http.port),
-        slots=config.slots if takes_work else 0,
-        async_slots=config.execution.async_slots if takes_work else 0,
-        rituals={name: RitualOffer(version=ritual.version, kind=ritual.kind) for name, ritual in registry.items()},
-        software=__version__,
-        at_ms=now_ms(),
-    )

@@ -29,6 +29,10 @@ UNAVAILABLE = frozenset({502, 503})
 """Another node may be able to answer: this one has no leader, is stopping or has withdrawn itself."""
 
 
+SILENCE_S = 45.0
+"""Nodes send a heartbeat every 15 s; after three missed ones the connection is given up."""
+
+
 class Api:
     """A client of one mesh. Remembers which of its nodes answered last. Not for several threads."""
 
@@ -66,8 +70,6 @@ class Api:
     def stream(self, path: str, query: Mapping[str, object], last_event_id: str) -> Iterator[http.client.HTTPResponse]:
         """An open answer of the first node that gives one; closed at the end. The socket keeps no deadline but
         `SILENCE_S`, which is more than a node's heartbeat."""
-        from node.cli.events import SILENCE_S
-
         headers = {"Accept": "text/event-stream"}
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id

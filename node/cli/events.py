@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from node.cli.api import Api
 from node.cli.exits import CommandError, Exit
 
-SILENCE_S = 45.0
-"""Nodes send a heartbeat every 15 s; after three missed ones the connection is given up."""
-
 RECONNECT_S = 0.3
 """Pause before asking the next node; a new leader is elected in about that time."""
 

@@ -1,1 +1,1 @@
-"""The HTTP face of a node: thin routes over `node.service`."""
+"""The HTTP face of a node: thin routes over `node.service.service`."""

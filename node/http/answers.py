@@ -8,8 +8,8 @@ import msgspec
 from aiohttp import web
 
 from node.http.render import freshness
-from node.readings import Reading
-from node.service import INLINE_ROWS_MAX
+from node.service.readings import Reading
+from node.service.service import INLINE_ROWS_MAX
 
 T = TypeVar("T")
 

@@ -19,9 +19,9 @@ from node.http.keys import GUARD, REQUESTS, SERVICE, RequestCounter
 from node.http.problems import Problem
 from node.http.routes import ROUTES
 from node.http.sse import watch_events
-from node.service import NodeService
-from node.service_errors import ServiceError
-from node.submission import BODY_BYTES_MAX
+from node.service.errors import ServiceError
+from node.service.service import NodeService
+from node.service.submission import BODY_BYTES_MAX
 
 log = structlog.get_logger()
 

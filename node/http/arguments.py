@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Final, TypeVar, cast, get_args
 
 from consensus.state.rows import SessionStatus
-from node.paging import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX
-from node.readings import Level, Until
-from node.service_errors import ServiceError
-from node.watching import WHOLE_INDEX, Cursor
+from node.service.errors import ServiceError
+from node.service.paging import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX
+from node.service.readings import Level, Until
+from node.service.watching import WHOLE_INDEX, Cursor
 
 _DURATION: Final = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s|m)?")
 _EVENT_ID: Final = re.compile(r"(\d{1,18})(?:\.(\d{1,9}))?")

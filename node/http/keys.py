@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from node.http.guard import Guard
-from node.service import NodeService
+from node.service.service import NodeService
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from node.service_errors import CODES, ServiceError
+from node.service.errors import CODES, ServiceError
 
 CONTENT_TYPE: Final = "application/problem+json"
 
@@ -46,7 +46,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "unknown_ritual": 422,
     "unknown_session": 404,
 }
-"""Codes of `node.service_errors` and their HTTP status; a test holds the two tables together."""
+"""Codes of `node.service.errors` and their HTTP status; a test holds the two tables together."""
 
 RETRY_AFTER_S: Final = {
     "no_leader": 1,

@@ -9,9 +9,9 @@ import msgspec
 
 from consensus.state.events import Numbered
 from consensus.state.rows import Branch, Insight, Session
-from node.ports import LiveView
-from node.readings import BranchDetail, InsightDetail, Reading, Submitted
-from node.times import iso
+from node.service.ports import LiveView
+from node.service.readings import BranchDetail, InsightDetail, Reading, Submitted
+from node.service.times import iso
 
 _SCALARS: Final = frozenset({str, int, float, bool})
 _HIDDEN: Final = {"Session": {"body_digest", "novelty_sum"}}

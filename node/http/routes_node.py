@@ -2,13 +2,13 @@
 
 from aiohttp import web
 
-from node import status
 from node.http import render
 from node.http.answers import answer, answer_reading
 from node.http.arguments import Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
-from node.service_errors import ServiceError
+from node.service import status
+from node.service.errors import ServiceError
 
 
 async def get_status(request: web.Request) -> web.Response:

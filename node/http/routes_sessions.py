@@ -10,8 +10,8 @@ from node.http.answers import answer, answer_reading, rendered
 from node.http.arguments import Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
-from node.service_errors import ServiceError
-from node.submission import BODY_BYTES_MAX, too_large
+from node.service.errors import ServiceError
+from node.service.submission import BODY_BYTES_MAX, too_large
 from storage.ids import BranchId, SessionId
 
 

@@ -9,8 +9,8 @@ from consensus.state.limits import ATTEMPTS_MAX, BRANCHES_PER_SESSION_MAX
 from consensus.state.rows import Attempt, Branch, Insight, Knowledge, Member, Session
 from node.http.problems import FACE_CODES
 from node.http.render import outside_names
-from node.service_errors import CODES
-from node.submission import TIMEOUT_S_MAX
+from node.service.errors import CODES
+from node.service.submission import TIMEOUT_S_MAX
 
 _FRESHNESS: dict[str, Any] = {
     "as_of_index": {"type": "integer"},

@@ -16,7 +16,7 @@ from node.http import limits
 from node.http.app import build_app
 from node.http.guard import Guard, HttpConfigError
 from node.http.problems import Problem
-from node.service import NodeService
+from node.service.service import NodeService
 
 log = structlog.get_logger()
 

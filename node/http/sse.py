@@ -20,8 +20,8 @@ from consensus.state.events import Numbered
 from node.http import limits, render
 from node.http.arguments import Arguments, parse_event_id
 from node.http.keys import SERVICE
-from node.service_errors import ServiceError
-from node.watching import WHOLE_INDEX, Cursor
+from node.service.errors import ServiceError
+from node.service.watching import WHOLE_INDEX, Cursor
 
 log = structlog.get_logger()
 

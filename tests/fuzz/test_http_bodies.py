@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.http.problems import CONTENT_TYPE, FACE_CODES
-from node.service_errors import CODES, ServiceError
-from node.submission import parse_submission
+from node.service.errors import CODES, ServiceError
+from node.service.submission import parse_submission
 from storage.ids import SessionId
 from tests.unit.http.twin import NODE, REGISTRY, TwinNode, client_of
 

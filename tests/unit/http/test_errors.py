@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient
 from node.http.app import HANDLERS
 from node.http.problems import CONTENT_TYPE, FACE_CODES, STATUS_OF
 from node.http.routes import ROUTES
-from node.service_errors import CODES
+from node.service.errors import CODES
 from tests.unit.http.twin import TwinNode, body, run
 
 Client = TestClient[Any, Any]

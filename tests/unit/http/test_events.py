@@ -11,8 +11,8 @@ from aiohttp.test_utils import TestClient
 
 from consensus.state import queries
 from consensus.state.commands import Canary
-from node import paging
 from node.http import limits
+from node.service import paging
 from tests.unit.http.twin import NODE, NOW_MS, TwinNode, body, run, until
 
 Client = TestClient[Any, Any]
@@ -170,7 +170,7 @@ def test_a_watcher_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from node import watching
+    from node.service import watching
 
     monkeypatch.setattr(watching, "WATCHERS_MAX", 1)
 

@@ -8,7 +8,7 @@ from aiohttp.test_utils import TestClient
 
 from node.http.routes import ROUTES
 from node.http.server import HttpServer
-from node.progress import ProgressClock
+from node.service.progress import ProgressClock
 from tests.unit.http.twin import NODE, TwinNode, run
 
 Client = TestClient[Any, Any]

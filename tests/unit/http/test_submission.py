@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from consensus.state.commands import SubmitSession
-from node import paging
-from node.paging import scan
-from node.service_errors import ServiceError
-from node.submission import ATTEMPTS_DEFAULT, parse_submission, session_id_of
+from node.service import paging
+from node.service.errors import ServiceError
+from node.service.paging import scan
+from node.service.submission import ATTEMPTS_DEFAULT, parse_submission, session_id_of
 from storage.ids import SessionId
 from tests.unit.http.twin import NODE, REGISTRY, body
 

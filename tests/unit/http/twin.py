@@ -28,9 +28,9 @@ from consensus.state.rows import Failure, Knowledge, RitualOffer
 from consensus.state.tables import TABLES
 from node.http.app import build_app
 from node.http.guard import Guard
-from node.ports import NodeFacts
 from node.rituals.registry import Registry
-from node.service import NodeService
+from node.service.ports import NodeFacts
+from node.service.service import NodeService
 from storage.ids import InstanceId, NodeId, SessionId
 from storage.memory import MemoryStore
 from storage.transactions import Transaction

@@ -24,7 +24,7 @@ from consensus.state.limits import (
     TASK_BYTES_MAX,
     THOUGHT_BYTES_MAX,
 )
-from node.service_errors import ServiceError
+from node.service.errors import ServiceError
 from storage.codec import check_json
 from storage.errors import CodecError
 from storage.ids import NodeId, SessionId

@@ -1,5 +1,6 @@
-"""Points in time as clients see them."""
+"""Points in time: now, and as clients see them."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -16,3 +17,8 @@ def iso(ms: int | None) -> str | None:
     except OverflowError:
         return _LAST
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def now_ms() -> int:
+    """UTC, for times that people and other machines see."""
+    return time.time_ns() // 1_000_000

@@ -23,8 +23,9 @@ from consensus.state.commands import AnyCommand, Applied, CancelSession, Offer, 
 from consensus.state.events import Numbered
 from consensus.state.limits import REASON_CHARACTERS_MAX
 from consensus.state.rows import Branch, BranchStatus, Insight, Member, Session, SessionStatus
-from node.paging import branches_page, check_cursor, full_page, number_cursor, scan, submit_index
-from node.ports import (
+from node.service.errors import ServiceError, no_insight, of_consensus, of_refusal
+from node.service.paging import branches_page, check_cursor, full_page, number_cursor, scan, submit_index
+from node.service.ports import (
     ExecutorPort,
     GroupPort,
     GroupStatus,
@@ -36,11 +37,10 @@ from node.ports import (
     RitualPort,
     StorePort,
 )
-from node.progress import ProgressClock
-from node.readings import BranchDetail, InsightDetail, Level, Page, Reading, RitualView, Submitted, Until
-from node.service_errors import ServiceError, no_insight, of_consensus, of_refusal
-from node.submission import decode_body, parse_submission
-from node.watching import WHOLE_INDEX, Cursor, EventHub, EventPage, cursor_of
+from node.service.progress import ProgressClock
+from node.service.readings import BranchDetail, InsightDetail, Level, Page, Reading, RitualView, Submitted, Until
+from node.service.submission import decode_body, parse_submission
+from node.service.watching import WHOLE_INDEX, Cursor, EventHub, EventPage, cursor_of
 from storage.errors import StorageError
 from storage.ids import BranchId, SessionId
 from storage.transactions import Transaction

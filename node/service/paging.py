@@ -6,9 +6,9 @@ from typing import Final, TypeVar
 from consensus.state import queries
 from consensus.state.limits import EVENTS_RETAINED
 from consensus.state.rows import Branch, BranchStatus, Session
-from node.readings import Page
-from node.service_errors import ServiceError
-from node.watching import Cursor
+from node.service.errors import ServiceError
+from node.service.readings import Page
+from node.service.watching import Cursor
 from storage.ids import SessionId
 from storage.transactions import Transaction
 

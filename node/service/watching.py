@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from consensus.state.events import Numbered, SessionCancelled, SessionCompleted, SessionFailed
-from node.service_errors import ServiceError
+from node.service.errors import ServiceError
 from storage.ids import SessionId
 
 PAGE_EVENTS_MAX: Final = 64

@@ -17,10 +17,10 @@ from consensus.state.encoding import FORMAT as COMMAND_FORMAT
 from consensus.state.rows import Member
 from mesh.handshake import PROTOCOL_MAX
 from node import __version__
-from node.ports import GroupStatus
-from node.service import NodeService
-from node.service_errors import ServiceError
-from node.times import iso
+from node.service.errors import ServiceError
+from node.service.ports import GroupStatus
+from node.service.service import NodeService
+from node.service.times import iso
 from storage.environment import FORMAT as STORAGE_FORMAT
 from storage.ids import NodeId
 

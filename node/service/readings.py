@@ -5,7 +5,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from consensus.state.commands import SubmitSession
 from consensus.state.rows import Attempt, Branch, Insight, Knowledge, Session
-from node.ports import LiveView, RitualPort
+from node.service.ports import LiveView, RitualPort
 from storage.ids import NodeId
 
 Level: TypeAlias = Literal["stale", "linearizable"]

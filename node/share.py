@@ -1,0 +1,132 @@
+"""What a node does in a founded mesh: it votes, leads if elected, executes its share of the work and reports it."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from consensus.engine import Role
+from consensus.errors import ConsensusError
+from consensus.group import Group
+from consensus.machine import DomainMachine
+from consensus.replica import ReplicaStatus
+from consensus.state import queries
+from consensus.state.commands import Applied, RegisterMember
+from consensus.state.events import Numbered
+from mesh.mesh import Mesh
+from node.executor.executor import Executor
+from node.live import LiveBoard
+from node.pulse import Pulse
+from node.rituals.registry import Registry
+from node.scheduler.dispatcher import Dispatcher
+from node.scheduler.policy import LinkView
+from node.service.ports import NodeFacts
+from node.service.times import now_ms
+from node.work import Assignments, Places, Reporter
+from storage.environment import Environment
+from storage.ids import NodeId
+
+REGISTER_DEADLINE_S = 10.0
+REGISTER_PAUSE_S = 0.5
+
+FAREWELL_S = 0.5
+"""For telling the mesh that this node takes no more work."""
+
+log = structlog.get_logger()
+
+
+class Host(Protocol):
+    """The daemon, as far as its share needs it."""
+
+    node_id: NodeId
+    facts: NodeFacts
+    store: Environment
+    mesh: Mesh
+    registry: Registry
+    executor: Executor
+    live: LiveBoard
+
+    def own(self, name: str, work: Coroutine[Any, Any, None]) -> None: ...
+
+    def link_views(self) -> Mapping[NodeId, LinkView]: ...
+
+    def on_replica_failure(self, error: Exception, is_final: bool) -> None: ...
+
+
+class RegistrationRefused(Exception):
+    """The mesh does not take this node as a member; the message says why."""
+
+
+class Share:
+    """Made when the mesh is founded. `tasks` are to be run by the host; `register` first makes the node a member."""
+
+    def __init__(self, node: Host, voters: tuple[NodeId, ...]) -> None:
+        self.group = Group(
+            node.node_id, voters, node.store, DomainMachine(), node.mesh, on_failure=node.on_replica_failure
+        )
+        kinds = {name: ritual.kind for name, ritual in node.registry.items()}
+        self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor)
+        self.reporter = Reporter(self.group, self.places, now_ms)
+        self.dispatcher = Dispatcher(node.node_id, self.group, node.link_views, now_ms)
+        self._live = node.live
+        self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor, node.own)
+        self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
+        self._hello_of = node.mesh.hello_of
+        self._leader: NodeId | None = None
+        self.group.subscribe_events(self._on_events)
+        self.group.subscribe_status(self._on_status)
+
+    def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+        yield "reporter", self.reporter.run()
+        yield "dispatcher", self.dispatcher.run()
+        yield "pulse", self._pulse.run()
+        yield "live", self._live.run()
+
+    async def register(self, command: Callable[[], RegisterMember]) -> None:
+        """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
+        RegistrationRefused if the mesh does not want it."""
+        with self.group.read() as txn:
+            for lease in queries.leases(txn):
+                self._live.note_assigned(lease.session_id, lease.branch_index, lease.attempt, lease.node_id)
+        told = ""
+        while True:
+            try:
+                answer = await self.group.propose(command(), REGISTER_DEADLINE_S)
+            except ConsensusError as error:
+                if told != error.code:
+                    told = error.code
+                    log.warning("not_registered_yet", code=error.code, reason=str(error))
+                await asyncio.sleep(REGISTER_PAUSE_S)
+                continue
+            if isinstance(answer, Applied):
+                log.info("registered")
+                return
+            if answer.code != "stale_registration":  # a newer one of ours is on its way: say it again with a fresh time
+                raise RegistrationRefused(f"the mesh refused this node ({answer.code}): {answer.message}")
+
+    async def take_no_more(self, command: RegisterMember) -> None:
+        """Tells the scheduler that this node has no places; without a majority nobody assigns anything anyway."""
+        with contextlib.suppress(ConsensusError):
+            await self.group.propose(command, FAREWELL_S)
+
+    def _leads(self) -> bool:
+        return self.group.status().role is Role.LEADER
+
+    def _on_events(self, events: list[Numbered]) -> None:
+        self._live.on_events(events)
+        self._assignments.on_events(events)
+        self.dispatcher.wake()
+
+    def _on_status(self, status: ReplicaStatus) -> None:
+        self.dispatcher.set_leading(status.role is Role.LEADER)
+        if status.leader != self._leader:
+            self._leader = status.leader
+            if status.leader is None:
+                log.warning("no_leader", term=status.term)
+            elif status.role is Role.LEADER:
+                log.info("leading", term=status.term)
+            else:
+                hello = self._hello_of(status.leader)
+                log.info("following", leader=hello.node_name if hello else status.leader, term=status.term)

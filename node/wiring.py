@@ -1,0 +1,101 @@
+"""What each part is told: the configuration in the words of the packages below."""
+
+from consensus.journal import TABLES as JOURNAL_TABLES
+from consensus.state import tables
+from consensus.state.commands import RegisterMember
+from consensus.state.rows import RitualOffer
+from mesh.bootstrap import FoundingRecord
+from mesh.settings import MeshSettings
+from node import __version__
+from node.config import Config, join_host_port
+from node.executor.work import ExecutorSettings
+from node.http.guard import load_token
+from node.http.server import HttpServer
+from node.rituals.registry import Registry
+from node.service.ports import NodeFacts
+from node.service.service import NodeService
+from node.service.times import now_ms
+from storage import codec
+from storage.environment import Environment
+from storage.ids import NodeId
+
+FOUNDING_TABLE = "founding"
+_FOUNDING_KEY = b"record"
+
+
+class FoundingRecords:
+    """`mesh.bootstrap`'s memory, in the store, so that it is as durable as the log it leads to."""
+
+    def __init__(self, store: Environment) -> None:
+        self._store = store
+
+    def load(self) -> FoundingRecord | None:
+        with self._store.read() as txn:
+            data = txn.get(FOUNDING_TABLE, _FOUNDING_KEY)
+        return None if data is None else codec.decode(data, FoundingRecord)
+
+    def save(self, record: FoundingRecord) -> None:
+        """Not on the loop's thread: it waits for the disk."""
+        with self._store.write() as txn:
+            txn.put(FOUNDING_TABLE, _FOUNDING_KEY, codec.encode(record))
+
+
+def open_store(config: Config) -> Environment:
+    """Makes the data directory if need be; refuses one that another daemon uses."""
+    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    all_tables = (*JOURNAL_TABLES, *tables.TABLES, FOUNDING_TABLE)
+    return Environment.open(config.data_dir / "consensus", all_tables, software=f"meshnode {__version__}")
+
+
+def mesh_settings(config: Config) -> MeshSettings:
+    return MeshSettings(
+        mesh_name=config.mesh.name,
+        node_name=config.node.name,
+        data_dir=config.data_dir,
+        tier=config.node.tier,
+        bind_host=config.mesh_bind,
+        port=config.mesh.port,
+        advertise=config.mesh.advertise,
+        http_address=join_host_port(config.http.bind, config.http.port),
+        bootstrap_expect=config.mesh.bootstrap_expect,
+        seeds=config.mesh.seeds,
+        zeroconf=config.mesh.zeroconf,
+        interfaces=config.mesh.interfaces,
+        software=__version__,
+    )
+
+
+def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:
+    return ExecutorSettings(
+        node_id=node_id,
+        slots=config.slots,
+        async_slots=config.execution.async_slots,
+        memory_bytes_max=config.execution.memory_mb_max << 20,
+        scratch_directory=config.data_dir / "scratch",
+    )
+
+
+def http_server(config: Config, service: NodeService) -> HttpServer:
+    return HttpServer(
+        service,
+        bind=config.http.bind,
+        port=config.http.port,
+        token=load_token(config.token_file) if config.token_file is not None else None,
+        allow_unauthenticated=config.http.allow_unauthenticated,
+    )
+
+
+def registration(config: Config, facts: NodeFacts, registry: Registry, *, takes_work: bool) -> RegisterMember:
+    return RegisterMember(
+        node_id=facts.node_id,
+        instance_id=facts.instance_id,
+        name=facts.name,
+        tier=facts.tier,
+        address=join_host_port(config.mesh_bind, config.mesh.port),
+        http_address=join_host_port(config.http.bind, config.http.port),
+        slots=config.slots if takes_work else 0,
+        async_slots=config.execution.async_slots if takes_work else 0,
+        rituals={name: RitualOffer(version=ritual.version, kind=ritual.kind) for name, ritual in registry.items()},
+        software=__version__,
+        at_ms=now_ms(),
+    )
