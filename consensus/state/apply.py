@@ -32,7 +32,7 @@ from consensus.state.encoding import CommandError, decode_command
 from consensus.state.events import Numbered
 from consensus.state.limits import EVENTS_PRUNED_PER_COMMAND, EVENTS_RETAINED
 from consensus.state.tables import DIGEST_BYTES, EVENTS, Workspace, digest_sum, encode
-from storage.tables import from_u64, u64
+from storage.keys import from_u64, u64
 from storage.transactions import Transaction
 
 

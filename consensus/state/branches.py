@@ -51,7 +51,7 @@ from consensus.state.tables import (
 )
 from storage.codec import digest
 from storage.ids import InstanceId, NodeId
-from storage.tables import u64
+from storage.keys import u64
 
 
 def assign(work: Workspace, command: AssignBranches) -> tuple[int, int]:

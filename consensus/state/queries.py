@@ -58,7 +58,7 @@ from consensus.state.tables import (
     uuid_key,
 )
 from storage.ids import BranchId, NodeId, SessionId
-from storage.tables import from_u64, prefix_end, u64
+from storage.keys import from_u64, prefix_end, u64
 from storage.transactions import Transaction
 
 

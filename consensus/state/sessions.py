@@ -47,7 +47,7 @@ from consensus.state.tables import (
     u32,
     uuid_key,
 )
-from storage.tables import prefix_end, u64
+from storage.keys import prefix_end, u64
 
 
 def submit(work: Workspace, command: SubmitSession) -> Answer:

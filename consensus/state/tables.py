@@ -32,7 +32,7 @@ from consensus.state.rows import (
 )
 from storage.codec import DIGEST_BYTES as DIGEST_BYTES
 from storage.ids import BranchId, SessionId
-from storage.tables import u64
+from storage.keys import u64
 from storage.transactions import Transaction
 
 MEMBERS: Final = "members"

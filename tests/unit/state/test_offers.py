@@ -3,11 +3,11 @@
 from consensus.state import queries
 from consensus.state.events import BranchAssigned
 from tests.unit.state.model import (
+    S1,
+    S2,
     A,
     B,
     Replica,
-    S1,
-    S2,
     assign,
     assignment,
     complete,
