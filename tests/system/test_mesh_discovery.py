@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NODE = """
 import asyncio, json, sys
 from pathlib import Path
-from mesh.bootstrap import FoundingRecord
+from mesh.proposals import FoundingRecord
 from mesh.identity import Identity, new_instance_id
 from mesh.mesh import Mesh, MeshSettings
 from mesh.trust import MeshSecret
