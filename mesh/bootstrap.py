@@ -4,7 +4,7 @@ The rules, for a proposal P = (mesh id, voters, proposer, number):
 
 1. A fresh Core node that sees at least `expect` fresh Core nodes (itself included) and has the lowest id of them
    proposes the `expect` lowest ids. It promises P itself, durably, before it tells anybody. It first lets the sight
-   settle (`_settling_s`), lest two groups that are about to meet found a mesh each.
+   settle (`sight.py`), lest two groups that are about to meet found a mesh each.
 2. A node promises at most one proposal at a time, durably, before it answers. It never promises a number at or below
    its durable `floor`; promising, and refusing, raise the floor to the number.
 3. P is founded by whoever knows that ALL its voters promised it. Two proposals that share a voter can therefore
@@ -16,7 +16,7 @@ The rules, for a proposal P = (mesh id, voters, proposer, number):
    collectors do no harm: they found the same mesh id. A node that took part in this durably remembers it (rule 3b)
    and goes on when the proposer is back: that one may have withdrawn meanwhile, and collects no more.
 5. A member that meets a founded node adopts its founding, so lost messages and crashes only cost time.
-6. A number or floor more than _FLOOR_JUMP_MAX ahead is not believed: as if the message had been lost.
+6. A number or floor more than FLOOR_JUMP_MAX ahead is not believed: as if the message had been lost.
 
 This is two-phase commit with cooperative termination (Bernstein, Hadzilacos, Goodman 1987, section 7.4). A time-out
 alone never breaks a promise: the proposer may have founded the mesh an instant before it vanished. What can block is
@@ -24,13 +24,15 @@ the loss for good of the proposer and of another member within the same few mill
 """
 
 import hashlib
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 import msgspec
 
-from mesh.limits import FOUNDING_CROWD_S, FOUNDING_SETTLE_S, PROMISE_UNREACHABLE_S
+from mesh.founding_status import describe
+from mesh.founding_steps import Effect, Input, Known, LinkDown, LinkUp, MeshFounded, Received, Save, Send, Tick
+from mesh.limits import FOUNDING_SETTLE_S, PROMISE_UNREACHABLE_S
 from mesh.proposals import (
+    FLOOR_JUMP_MAX,
     NUMBER_MAX,
     Announce,
     FoundingRecord,
@@ -39,73 +41,13 @@ from mesh.proposals import (
     Promise,
     Propose,
     Withdraw,
-    decode_message,
-    encode_message,
+    floor_of,
 )
+from mesh.sight import Sight
 from storage.ids import MeshId, NodeId
 
 _RETRY_S: Final = 0.5
 """Shortest wait before proposing again after a dead proposal; jittered to three times that by id and number."""
-
-_FLOOR_JUMP_MAX: Final = 2**16
-"""How far apart founding numbers of honest nodes may be. Whoever is further ahead lies, or was lied to: followed once,
-it would use up the numbers for good, for floors are durable."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkUp:
-    peer: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class LinkDown:
-    peer: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    peer: NodeId
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed. Needed about once a second until founded, and once at the start."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """So many nodes are hinted at and not linked: they are being dialled. From strangers too, so it costs time only."""
-
-    count: int
-
-
-Input = LinkUp | LinkDown | Received | Tick | Known
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Make the record durable. Effects after it in the list must wait until it is."""
-
-    record: FoundingRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """To a linked peer; may be lost, never retried by the shell."""
-
-    peer: NodeId
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class MeshFounded:
-    """This node belongs to a founded mesh. Given once, after the record is saved."""
-
-    record: FoundingRecord
-
-
-Effect = Save | Send | MeshFounded
 
 
 class Bootstrap:
@@ -116,16 +58,10 @@ class Bootstrap:
         self._tier = tier
         self._expect = expect
         self.record = record
-        self._views: dict[NodeId, Announce] = {}  # linked peers that announced themselves
-        self._linked: set[NodeId] = set()
-        self._down_at: dict[NodeId, float] = {}
-        self._started_at = now
+        self._sight = Sight(own, expect, now)
         self._promises: set[NodeId] = set()  # to this node as collector, in this run
         self._held_since = now  # when the present promise was made or read
         self._propose_at = now
-        self._known_count = 0
-        self._stands: dict[NodeId, MeshId | None] = {}  # each Core node ever seen: the proposal it had promised
-        self._stands_since = now  # when that last changed
         self.wake_at: float | None = None
         """When to tick, if sooner than the ordinary pace."""
         self._is_told = False
@@ -137,7 +73,11 @@ class Bootstrap:
 
     @property
     def floor(self) -> int:
-        return 0 if self.record is None else self.record.floor
+        return floor_of(self.record)
+
+    def status(self) -> str:
+        """One sentence for the log and the status page."""
+        return describe(self.record, self._sight, self._tier, self._now)
 
     def step(self, given: Input, now: float, wall_ms: int) -> list[Effect]:
         """Take one input. `wall_ms` only labels a new founding."""
@@ -146,20 +86,17 @@ class Bootstrap:
         self.wake_at = None
         match given:
             case LinkUp(peer):
-                self._linked.add(peer)
-                self._down_at.pop(peer, None)
+                self._sight.link_up(peer)
                 effects.append(Send(peer, self._announce()))
             case LinkDown(peer):
-                self._linked.discard(peer)
-                self._views.pop(peer, None)
-                self._down_at[peer] = now
+                self._sight.link_down(peer, now)
             case Received(peer, message):
-                if peer in self._linked:
+                if peer in self._sight.linked:
                     self._receive(peer, message, now, effects)
             case Tick():
                 self._tick(now, effects)
             case Known(count):
-                self._known_count = count
+                self._sight.unlinked_count = count
             case _:
                 assert_never(given)
         if not self.is_founded and self._tier == "core":
@@ -175,8 +112,7 @@ class Bootstrap:
     def _receive(self, peer: NodeId, message: Message, now: float, effects: list[Effect]) -> None:
         match message:
             case Announce():
-                self._views[peer] = message
-                self._note_stand(peer, message, now)
+                self._sight.announced(peer, message, now)
                 self._on_announce(peer, message.record, now, effects)
             case Propose(proposal):
                 self._on_propose(peer, proposal, now, effects)
@@ -225,7 +161,7 @@ class Bootstrap:
             return
         is_takeover = peer != proposal.proposer
         held = self._held(proposal.mesh_id)
-        if is_takeover and proposal.proposer in self._linked and not (held is not None and held.is_taken_over):
+        if is_takeover and proposal.proposer in self._sight.linked and not (held is not None and held.is_taken_over):
             return  # the proposer is there: it collects, or it withdraws
         if held is not None:
             if is_takeover and not held.is_taken_over:
@@ -273,19 +209,17 @@ class Bootstrap:
     def _maybe_propose(self, now: float, wall_ms: int, effects: list[Effect]) -> None:
         if self.record is not None and self.record.state != "fresh":
             return
-        if any(view.record is not None and view.record.state == "founded" for view in self._views.values()):
+        sight = self._sight
+        if sight.founded():
             return  # there is a mesh; founding a second one beside it would be an accident
-        candidates = sorted([self.own, *self._fresh_peers()])
-        if len(candidates) < self._expect or candidates[0] != self.own:
+        voters = sight.voters(self.floor)
+        if not voters or voters[0] != self.own:
             return
-        due = max(self._propose_at, self._stands_since + self._settling_s())
+        due = max(self._propose_at, sight.settled_at(self.floor))
         if now < due:
             self.wake_at = min(due, now + FOUNDING_SETTLE_S)  # what is known may change without an input
             return
-        voters = tuple(candidates[: self._expect])
-        floors = [self.floor, *(_floor(self._views[voter]) for voter in voters[1:])]
-        # All are near the own floor, but perhaps not near each other: no voter may take the number for a jump.
-        number = max(floor for floor in floors if floor < min(floors) + _FLOOR_JUMP_MAX) + 1
+        number = sight.next_number(voters, self.floor)
         if number > NUMBER_MAX:
             return
         mesh_id = _mesh_id(self.own, number, wall_ms, voters)
@@ -299,27 +233,6 @@ class Bootstrap:
         self._collect(proposal, effects)
         self._tell_all(effects)
 
-    def _settling_s(self) -> float:
-        """How long nobody new may have been seen before this node proposes.
-
-        A promise seen elsewhere is about to become a mesh; if members of it are lost for good, it must not block for
-        ever.
-        """
-        if self._expect == 1:
-            return 0.0  # the operator said that this node is the whole mesh
-        if self._promised_peers():
-            return 2 * PROMISE_UNREACHABLE_S
-        unclear = self._known_count + len(self._linked - self._views.keys())
-        is_crowd = unclear > 0 or 1 + len(self._fresh_peers()) > self._expect
-        return FOUNDING_CROWD_S if is_crowd else FOUNDING_SETTLE_S
-
-    def _note_stand(self, peer: NodeId, view: Announce, now: float) -> None:
-        """Comings and goings of the same peer do not count, so that one bad cable delays nobody."""
-        stand = view.record.mesh_id if view.record is not None and view.record.state == "promised" else None
-        if view.tier == "core" and (peer not in self._stands or self._stands[peer] != stand):
-            self._stands[peer] = stand
-            self._stands_since = now
-
     def _tick(self, now: float, effects: list[Effect]) -> None:
         held = self.record
         if held is None or held.state != "promised":
@@ -329,10 +242,10 @@ class Bootstrap:
                 if not held.is_withdrawn:
                     held = msgspec.structs.replace(held, is_withdrawn=True)
                     self._save(held, effects)
-                effects += [Send(voter, Withdraw(held)) for voter in held.voters if voter in self._linked]
+                effects += [Send(voter, Withdraw(held)) for voter in held.voters if voter in self._sight.linked]
             else:
                 self._collect(held, effects)
-        elif held.is_taken_over or self._gone_s(held.proposer, now) >= PROMISE_UNREACHABLE_S:
+        elif held.is_taken_over or self._sight.gone_s(held.proposer, now) >= PROMISE_UNREACHABLE_S:
             # Once taken over it is seen through: the proposer that comes back may have withdrawn, and waits for us.
             if not held.is_taken_over:
                 held = msgspec.structs.replace(held, is_taken_over=True)
@@ -345,9 +258,9 @@ class Bootstrap:
         if now - self._held_since < PROMISE_UNREACHABLE_S:
             return False
         others = [voter for voter in held.voters if voter != self.own]
-        present = [voter for voter in others if voter in self._linked]
-        is_stuck = any(self._gone_s(voter, now) >= PROMISE_UNREACHABLE_S for voter in others)
-        replacements = [peer for peer in self._fresh_peers() if peer not in held.voters]
+        present = [voter for voter in others if voter in self._sight.linked]
+        is_stuck = any(self._sight.gone_s(voter, now) >= PROMISE_UNREACHABLE_S for voter in others)
+        replacements = [peer for peer in self._sight.fresh_peers(self.floor) if peer not in held.voters]
         return is_stuck and bool(present) and 1 + len(present) + len(replacements) >= self._expect
 
     def _collects(self, held: FoundingRecord) -> bool:
@@ -355,7 +268,7 @@ class Bootstrap:
 
     def _collect(self, held: FoundingRecord, effects: list[Effect]) -> None:
         missing = (voter for voter in held.voters if voter != self.own and voter not in self._promises)
-        effects += [Send(voter, Propose(held)) for voter in missing if voter in self._linked]
+        effects += [Send(voter, Propose(held)) for voter in missing if voter in self._sight.linked]
 
     def _maybe_found(self, held: FoundingRecord, effects: list[Effect]) -> None:
         if self._collects(held) and self._promises | {self.own, held.proposer} >= set(held.voters):
@@ -375,7 +288,7 @@ class Bootstrap:
         effects += [
             Send(voter, Never(held.mesh_id, floor))
             for voter in held.voters
-            if voter != self.own and voter in self._linked
+            if voter != self.own and voter in self._sight.linked
         ]
         self._tell_all(effects)
 
@@ -393,94 +306,10 @@ class Bootstrap:
         return Announce(self._tier, self._expect, self.record)
 
     def _tell_all(self, effects: list[Effect]) -> None:
-        effects += [Send(peer, self._announce()) for peer in sorted(self._linked)]
-
-    def _gone_s(self, peer: NodeId, now: float) -> float:
-        return 0.0 if peer in self._linked else now - self._down_at.get(peer, self._started_at)
-
-    def _fresh_peers(self) -> list[NodeId]:
-        return [
-            peer
-            for peer, view in self._views.items()
-            if view.tier == "core"
-            and view.expect == self._expect
-            and (view.record is None or view.record.state == "fresh")
-            and abs(_floor(view) - self.floor) < _FLOOR_JUMP_MAX
-        ]
-
-    def _promised_peers(self) -> list[NodeId]:
-        return sorted(
-            peer
-            for peer, view in self._views.items()
-            if view.tier == "core" and view.record is not None and view.record.state == "promised"
-        )
+        effects += [Send(peer, self._announce()) for peer in sorted(self._sight.linked)]
 
     def _is_jump(self, number: int) -> bool:
-        return number > self.floor + _FLOOR_JUMP_MAX
-
-    # --- words ---
-
-    def status(self) -> str:
-        """One sentence for the log and the status page."""
-        record = self.record
-        if record is not None and record.state == "founded":
-            return f"mesh {record.mesh_id} of {len(record.voters)} voters"
-        founded = [view.record for view in self._views.values() if view.record and view.record.state == "founded"]
-        if self._tier != "core":
-            return "waiting for a founded mesh" if not founded else f"linked to mesh {founded[0].mesh_id}"
-        if record is not None and record.state == "promised":
-            return self._status_promised(record, founded)
-        if founded:
-            return (
-                f"mesh {founded[0].mesh_id} is founded by {', '.join(founded[0].voters)}; joining an existing mesh as "
-                "a new voter comes with membership changes in a later version"
-            )
-        odd = {view.expect for view in self._views.values() if view.tier == "core"} - {self._expect}
-        if odd:
-            return (
-                f"waiting: this node has bootstrap_expect = {self._expect}, others have "
-                f"{', '.join(map(str, sorted(odd)))}; set the same number on every Core node"
-            )
-        floors = {peer: _floor(view) for peer, view in self._views.items() if view.tier == "core"}
-        if self.floor >= min([NUMBER_MAX, *(floor + _FLOOR_JUMP_MAX for floor in floors.values())]):
-            return _spoilt(self.own)
-        spoilt = [peer for peer, floor in floors.items() if floor >= self.floor + _FLOOR_JUMP_MAX]
-        if spoilt:
-            return _spoilt(min(spoilt))
-        return self._status_fresh()
-
-    def _status_fresh(self) -> str:
-        here = 1 + len(self._fresh_peers())
-        missing = self._expect - here
-        if missing <= 0 and (promised := self._promised_peers()):
-            return f"waiting: {', '.join(promised)} may be founding a mesh already"
-        if missing < 0:
-            return (
-                f"{here} Core nodes here, more than bootstrap_expect = {self._expect}: the {self._expect} lowest ids "
-                f"found the mesh once nobody new has come for {FOUNDING_CROWD_S:g} s; the others do not vote in it"
-            )
-        if missing == 0 and self._known_count:
-            return f"{here} Core nodes here, waiting up to {FOUNDING_CROWD_S:g} s for others that are being dialled"
-        if missing == 0:
-            return f"agreeing with {here - 1} others on founding the mesh"
-        return f"{'alone' if here == 1 else f'{here} Core nodes here'}, waiting for {missing} more"
-
-    def _status_promised(self, record: FoundingRecord, founded: list[FoundingRecord]) -> str:
-        if any(self.own in other.voters and other.mesh_id != record.mesh_id for other in founded):
-            return (
-                f"this node promised to found {record.mesh_id} but is a voter of another founded mesh: its data "
-                "directory was changed or restored; remove it to start as a new node"
-            )
-        away = [voter for voter in record.voters if voter != self.own and voter not in self._linked]
-        if not away:
-            return "agreeing on founding the mesh"
-        text = f"founding the mesh, waiting for {', '.join(away)}"
-        if all(self._gone_s(voter, self._now) < PROMISE_UNREACHABLE_S for voter in away):
-            return text
-        return (
-            f"{text} to come back; if gone for good, remove the data directories of "
-            f"{', '.join(voter for voter in record.voters if voter not in away)} and start again: no mesh is founded"
-        )
+        return number > self.floor + FLOOR_JUMP_MAX
 
 
 def _mesh_id(own: NodeId, number: int, wall_ms: int, voters: tuple[NodeId, ...]) -> MeshId:
@@ -489,40 +318,5 @@ def _mesh_id(own: NodeId, number: int, wall_ms: int, voters: tuple[NodeId, ...])
     return MeshId(hashlib.blake2b(text.encode(), digest_size=16, person=b"meshnode-founded").hexdigest())
 
 
-def _floor(view: Announce) -> int:
-    return 0 if view.record is None else view.record.floor
-
-
-def _spoilt(node_id: NodeId) -> str:
-    return (
-        f"waiting: the founding number of {node_id} is out of all proportion, so no mesh can be founded with it; "
-        "stop that node, remove its data directory and start it as a new node"
-    )
-
-
 def _jitter(own: NodeId, number: int) -> float:
     return int.from_bytes(hashlib.blake2b(f"{own}|{number}".encode(), digest_size=4).digest(), "big") / 2**32
-
-
-__all__ = [
-    "Announce",
-    "Bootstrap",
-    "Effect",
-    "FoundingRecord",
-    "Input",
-    "Known",
-    "LinkDown",
-    "LinkUp",
-    "MeshFounded",
-    "Message",
-    "Never",
-    "Promise",
-    "Propose",
-    "Received",
-    "Save",
-    "Send",
-    "Tick",
-    "Withdraw",
-    "decode_message",
-    "encode_message",
-]

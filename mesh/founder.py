@@ -6,22 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mesh.bootstrap import (
-    Bootstrap,
-    FoundingRecord,
-    Input,
-    Known,
-    LinkDown,
-    LinkUp,
-    MeshFounded,
-    Message,
-    Received,
-    Save,
-    Send,
-    Tick,
-    decode_message,
-)
+from mesh.bootstrap import Bootstrap
+from mesh.founding_steps import Input, Known, LinkDown, LinkUp, MeshFounded, Received, Save, Send, Tick
 from mesh.limits import FOUNDING_TICK_S
+from mesh.proposals import FoundingRecord, Message, decode_message
 from mesh.supervise import Logger
 from storage.ids import MeshId, NodeId
 

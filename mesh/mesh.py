@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mesh.bootstrap import Announce, Bootstrap, FoundingRecord, Message, encode_message
+from mesh.bootstrap import Bootstrap
 from mesh.discovery.diary import Diary, DiaryEntry
 from mesh.discovery.remembered import load_peers, save_peers
 from mesh.errors import MeshError, PeerUnavailable
@@ -25,6 +25,7 @@ from mesh.links.frames import Kind
 from mesh.links.link import Link, Server
 from mesh.links.listener import Listener
 from mesh.links.manager import LinkManager
+from mesh.proposals import Announce, FoundingRecord, Message, encode_message
 from mesh.refusals import Refusals
 from mesh.settings import MeshSettings, PeerStatus
 from mesh.supervise import Logger, Supervisor

@@ -9,6 +9,10 @@ from storage.ids import MeshId, NodeId
 NUMBER_MAX: Final = 2**32 - 1
 """Of a proposal, and of a floor. Honest numbers count dead proposals: a handful."""
 
+FLOOR_JUMP_MAX: Final = 2**16
+"""How far apart founding numbers of honest nodes may be. Whoever is further ahead lies, or was lied to: followed once,
+it would use up the numbers for good, for floors are durable."""
+
 _VOTERS_MAX: Final = 7
 
 
@@ -24,6 +28,11 @@ class FoundingRecord(msgspec.Struct, frozen=True):
     floor: int = 0
     is_withdrawn: bool = False
     is_taken_over: bool = False
+
+
+def floor_of(record: FoundingRecord | None) -> int:
+    """Numbers up to this one are refused; 0 for a node that took part in nothing yet."""
+    return 0 if record is None else record.floor
 
 
 class Announce(msgspec.Struct, frozen=True, tag="announce"):

@@ -4,7 +4,7 @@ from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import tables
 from consensus.state.commands import RegisterMember
 from consensus.state.rows import RitualOffer
-from mesh.bootstrap import FoundingRecord
+from mesh.proposals import FoundingRecord
 from mesh.settings import MeshSettings
 from node import __version__
 from node.config import Config, join_host_port

@@ -5,11 +5,11 @@ import contextlib
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mesh.bootstrap import FoundingRecord, Propose, decode_message, encode_message
 from mesh.errors import FrameError, SecretError
 from mesh.handshake import Hello, Refuse, encode, read_hello, read_refuse
 from mesh.links.book import decode_peers, encode_peers, split_address
 from mesh.links.frames import FrameParser, Kind, pack, unpack_call, unpack_id, unpack_notice
+from mesh.proposals import FoundingRecord, Propose, decode_message, encode_message
 from mesh.trust import MeshSecret
 from storage.ids import InstanceId, MeshId, NodeId
 

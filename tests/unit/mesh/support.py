@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 
-from mesh.bootstrap import FoundingRecord
 from mesh.handshake import Hello
 from mesh.identity import Identity, new_instance_id
 from mesh.links.frames import Kind
 from mesh.mesh import Mesh, MeshSettings
+from mesh.proposals import FoundingRecord
 from mesh.trust import MeshSecret, make_trust
 from storage.ids import InstanceId, NodeId
 

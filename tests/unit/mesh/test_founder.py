@@ -2,8 +2,9 @@
 
 import asyncio
 
-from mesh.bootstrap import Announce, Bootstrap, FoundingRecord, Message, encode_message
+from mesh.bootstrap import Bootstrap
 from mesh.founder import Founder
+from mesh.proposals import Announce, FoundingRecord, Message, encode_message
 from storage.ids import NodeId
 from tests.unit.mesh.support import KeptLog, MemoryFounding, until
 
