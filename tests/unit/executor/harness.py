@@ -152,7 +152,7 @@ def drive(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 async def wait_for(condition: Callable[[], bool]) -> None:
     """For conditions about processes, which tell nobody."""
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -259,7 +259,7 @@ def run(test: Callable[[TestClient[Any, Any], TwinNode], Awaitable[None]], **set
 
 async def until(condition: Callable[[], bool]) -> None:
     """Lets the loop turn until the condition holds; the test's own deadline bounds it."""
-    while not condition():  # noqa: ASYNC110 - the condition is of code under test, which has no event to wait for
+    while not condition():
         await asyncio.sleep(0)
 
 
