@@ -29,7 +29,7 @@ def one_run(folder: Path) -> list[dict]:
     results = folder / "results.jsonl"
     command = [sys.executable, "-m", "scripts.bench.commits_node"]
     nodes = [
-        subprocess.Popen([*command, str(d.config_path), str(results)], stderr=d.log_path.open("ab"))
+        subprocess.Popen([*command, str(d.config_path), str(results)], stdout=d.log_path.open("ab"), stderr=-2)
         for d in mesh.daemons.values()
     ]
     try:

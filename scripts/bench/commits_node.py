@@ -15,7 +15,7 @@ from pathlib import Path
 
 from consensus.engine import Role
 from consensus.state.commands import Canary
-from node.app import Node
+from node.app import THREAD_SWITCH_S, Node
 from node.config import load
 
 LOADS = [(1, 1_500), (64, 20_000), (256, 30_000)]
@@ -66,4 +66,5 @@ async def run_load(node: Node, in_flight: int, commands: int) -> dict[str, float
 
 
 if __name__ == "__main__":
+    sys.setswitchinterval(THREAD_SWITCH_S)  # as the daemon does
     asyncio.run(serve(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -2,10 +2,15 @@
 
 R: round trips a second of a small session document through MessagePack, one core, pure interpreter work.
 F: median microseconds of a 4 KiB append followed by fdatasync in the folder the daemons use.
+W: median microseconds for a byte to another process and back over a socket pair: two wake-ups.
+P: median milliseconds to start a bare Python and end it.
 """
 
 import os
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,5 +47,32 @@ def sync_us(folder: Path, rounds: int = 300) -> float:
     return statistics.median(latencies) * 1e6
 
 
+def wake_us(rounds: int = 500) -> float:
+    ours, theirs = socket.socketpair()
+    code = f"import socket; s = socket.socket(fileno={theirs.fileno()})\nwhile (b := s.recv(1)): s.send(b)"
+    latencies = []
+    with subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()]) as echo:
+        theirs.close()
+        with ours:
+            for _ in range(rounds):
+                started = time.perf_counter()
+                ours.send(b"x")
+                ours.recv(1)
+                latencies.append(time.perf_counter() - started)
+        echo.wait()
+    return statistics.median(latencies) * 1e6
+
+
+def start_ms(rounds: int = 5) -> float:
+    latencies = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        latencies.append(time.perf_counter() - started)
+    return statistics.median(latencies) * 1e3
+
+
 def describe(folder: Path) -> str:
-    return f"R {round_trips_per_second():,.0f}/s, F {sync_us(folder):.0f} us"
+    return (
+        f"R {round_trips_per_second():,.0f}/s, F {sync_us(folder):.0f} us, W {wake_us():.0f} us, P {start_ms():.0f} ms"
+    )
