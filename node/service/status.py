@@ -61,6 +61,11 @@ def readiness(service: NodeService) -> list[Check]:
     else:
         detail = f"a command was applied {age_s:.1f} s ago, allowed are {PROGRESS_S_MAX:.0f} s"
     checks.append(Check("progress", age_s is not None and age_s <= PROGRESS_S_MAX, detail))
+    is_member = any(
+        row.node_id == service.facts.node_id and row.instance_id == service.facts.instance_id
+        for row in _members(service)
+    )
+    checks.append(Check("membership", is_member, "registered" if is_member else "this start is not registered yet"))
     if service.hub.is_closed:
         checks.append(Check("staying", False, "this node is stopping"))
     return checks

@@ -3,12 +3,14 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp.test_utils import TestClient
 
 from node.http.routes import ROUTES
 from node.http.server import HttpServer
 from node.service.progress import ProgressClock
+from storage.ids import InstanceId
 from tests.unit.http.twin import NODE, TwinNode, run
 
 Client = TestClient[Any, Any]
@@ -28,6 +30,17 @@ def test_status_document() -> None:
         assert status["versions"]["libraries"]["aiohttp"]
         assert any("no link to beta" in text for text in status["warnings"])
         assert status["ready"] is True
+
+    run(check)
+
+
+def test_a_start_that_is_not_registered_is_not_ready() -> None:
+    async def check(client: Client, node: TwinNode) -> None:
+        node.service.facts = msgspec.structs.replace(node.service.facts, instance_id=InstanceId("2" * 16))
+        answer = await client.get("/readyz")
+        assert answer.status == 503
+        checks = {one["name"]: one["ok"] for one in (await answer.json())["checks"]}
+        assert [name for name, ok in checks.items() if not ok] == ["membership"]
 
     run(check)
 
