@@ -204,10 +204,6 @@ class Group:
     def inputs_dropped(self) -> int:
         return self._driver.inputs_dropped
 
-    @property
-    def proposals_in_flight(self) -> int:
-        return self._in_flight
-
     def subscribe_events(self, callback: Callable[[list[Numbered]], None]) -> Callable[[], None]:
         """What each step applied here, in order, from now on. Returns the end of the subscription."""
         self._event_watchers.append(callback)

@@ -148,10 +148,6 @@ class Mesh:
         """Whether nothing was heard of `peer` for five seconds that this node was listening (`now`: loop time)."""
         return self._manager.liveness.verdict(peer, now) == "silent"
 
-    def loop_lag(self) -> tuple[int, float]:
-        """How often this node's own loop was late by more than half a second, and the longest such lag."""
-        return self._manager.liveness.lags, self._manager.liveness.lag_s_max
-
     def diary(self) -> list[DiaryEntry]:
         """What discovery did, oldest first."""
         return self._diary.entries()

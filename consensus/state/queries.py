@@ -231,11 +231,6 @@ def leases(txn: Transaction) -> list[Lease]:
     return list(_leases(txn))
 
 
-def leases_of(txn: Transaction, node_id: NodeId | str) -> list[Lease]:
-    """Reads all leases."""
-    return [lease for lease in _leases(txn) if lease.node_id == node_id]
-
-
 def events_since(txn: Transaction, index: int, position: int, limit: int) -> list[Numbered]:
     """Those after the event numbered `index.position`, oldest first; (0, -1) is before all. If `index` is lower than
     `oldest_event_index`, events may be missing and the watcher must read the state anew."""
