@@ -100,7 +100,6 @@ class Killer(threading.Thread):
 def newest_session(url: str) -> dict | None:
     from urllib.request import urlopen
 
-
     with contextlib.suppress(OSError), urlopen(f"{url}/v1/sessions?limit=1", timeout=5) as response:
         sessions = json.load(response)["sessions"]
         return sessions[0] if sessions else None

@@ -119,9 +119,7 @@ def judge_members(view: View, now_ms: int) -> list[SetMemberStatus]:
             verdict = "dead" if silent_ms >= patience_ms else member.status
         if verdict != member.status:
             verdicts.append(
-                SetMemberStatus(
-                    node_id=member.node_id, instance_id=member.instance_id, status=verdict, at_ms=now_ms
-                )
+                SetMemberStatus(node_id=member.node_id, instance_id=member.instance_id, status=verdict, at_ms=now_ms)
             )
     return verdicts
 

@@ -35,9 +35,7 @@ def check_recorded_once(mesh: LocalMesh, session_id: str, count: int) -> None:
 
 
 def wait_progress(mesh: LocalMesh, session_id: str, completed: int) -> None:
-    mesh.wait(
-        f"{completed} branches are completed", lambda: mesh.session(session_id)["completed"] >= completed, 60
-    )
+    mesh.wait(f"{completed} branches are completed", lambda: mesh.session(session_id)["completed"] >= completed, 60)
 
 
 def test_leader_killed_in_mid_session(mesh: LocalMesh) -> None:

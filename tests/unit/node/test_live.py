@@ -111,9 +111,7 @@ def test_a_finished_branch_keeps_its_lines_only() -> None:
     board_.publish(update(0, lines=["kept"]))
     board_.publish(update(1))
     for index in (0, 1):
-        event = BranchCompleted(
-            at_ms=0, session_id=SESSION, branch_index=index, attempt=1, node_id=HERE, duration_ms=1
-        )
+        event = BranchCompleted(at_ms=0, session_id=SESSION, branch_index=index, attempt=1, node_id=HERE, duration_ms=1)
         board_.on_events([Numbered(index=1, position=index, event=event)])
     assert board_.get(SESSION, 0) is not None
     assert board_.get(SESSION, 1) is None

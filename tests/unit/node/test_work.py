@@ -117,9 +117,7 @@ def executor(group: TwinGroup) -> RecordingExecutor:
     return executor
 
 
-def test_an_assignment_of_this_instance_is_executed_as_submitted(
-    group: TwinGroup, executor: RecordingExecutor
-) -> None:
+def test_an_assignment_of_this_instance_is_executed_as_submitted(group: TwinGroup, executor: RecordingExecutor) -> None:
     submit(group, 2)
     assign(group, 1)
     (work,) = executor.submitted
@@ -268,9 +266,7 @@ async def running(reporter: Reporter) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("applies", [False, True])
-def test_an_outcome_survives_lost_answers_and_is_recorded_once(
-    applies: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outcome_survives_lost_answers_and_is_recorded_once(applies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_module, "REPORT_PAUSE_S", 0.0)
     group = Flaky(3, applies=applies)
     register(group, NODE, INSTANCE)

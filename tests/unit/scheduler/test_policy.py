@@ -20,7 +20,6 @@ def up(name: str, number: int = 1) -> LinkView:
     return LinkView(is_up=True, since_ms=60_000, instance_id=InstanceId(f"{name}-{number}"))
 
 
-
 def member(name: str, slots: int = 2, async_slots: int = 4, status: MemberStatus = "alive", **more: object) -> Member:
     return Member(
         node_id=NodeId(name),
@@ -63,9 +62,7 @@ def lease(index: int, node: str, ritual: str = "cpu", deadline_ms: int = NOW_MS 
 def view(members: list[Member], queue: list[QueueEntry] = [], leases: list[Lease] = [], **more: object) -> View:  # noqa: B006
     links = more.get("links", {m.node_id: up(m.node_id) for m in members if m.node_id != "a"})
     leads_ms = more.get("leader_for_ms", 60_000)
-    return View(
-        node_id=NodeId("a"), leader_for_ms=leads_ms, members=members, links=links, queue=queue, leases=leases
-    )
+    return View(node_id=NodeId("a"), leader_for_ms=leads_ms, members=members, links=links, queue=queue, leases=leases)
 
 
 def placed(view: View) -> dict[int, str]:

@@ -70,9 +70,7 @@ def test_the_consolidation_goes_to_whoever_reports_the_last_branch() -> None:
 
 
 def test_one_offer_is_one_place() -> None:
-    replica = Replica(
-        register(A), submit(S1, 1), submit(S2, 1), assign(assignment(S1, 0), assignment(S2, 0))
-    )
+    replica = Replica(register(A), submit(S1, 1), submit(S2, 1), assign(assignment(S1, 0), assignment(S2, 0)))
     replica.accept(complete(outcome(S1, 0), outcome(S2, 0), offered=offer(A)))
     assert assigned(replica) == [(S1, 1, A)]
     with replica.store.read() as txn:
