@@ -52,6 +52,12 @@ class NewerFormat(StorageError):
     code = "newer_format"
 
 
+class DamagedDump(StorageError):
+    """A backup or snapshot that is not whole. Nothing of it may be used: take another one."""
+
+    code = "damaged_dump"
+
+
 class StoreLocked(StorageError):
     """Another process uses the data directory. `pid` is None when it could not be read."""
 

@@ -59,3 +59,10 @@ SCAN_CHUNK_BYTES_MAX = 1024 * 1024
 
 JSON_DEPTH_MAX = 32
 """Nesting of lists and maps in values from outside, when the caller names no other limit."""
+
+DUMP_CHUNK_BYTES = 256 * 1024
+"""Of rows in one part of a dump: checked, sent and stored at once. Large enough that its overhead does not count, small
+enough that nobody waits for one."""
+
+DUMP_FRAME_BYTES_MAX = 16 * 1024 * 1024
+"""Of one part of a dump: what a reader keeps in RAM at most. A chunk and one row; rows come from commands of 1 MiB."""
