@@ -2,7 +2,8 @@
 
 import traceback
 
-from tests.simulation.world import Violation, World
+from tests.simulation.checks import Violation
+from tests.simulation.world import World
 
 
 def run_seed(seed: int, nodes: int, world_type: type[World] = World) -> World:
@@ -18,7 +19,4 @@ def run_seed(seed: int, nodes: int, world_type: type[World] = World) -> World:
 
 
 def _replay(seed: int, nodes: int, world: World) -> str:
-    return (
-        f"replay: scripts/simulate --seeds {seed}:{seed + 1} --nodes {nodes}   "
-        f"(faults {sorted(world.faults)}, {world.settings})"
-    )
+    return f"replay: scripts/simulate --seeds {seed}:{seed + 1} --nodes {nodes}   ({world.mix}; {world.settings})"

@@ -22,11 +22,14 @@ from consensus.messages import (
     Vote,
     decode_frame,
 )
-from consensus.replica import LinkUp, PeerMessage, Replica
+from consensus.replica import LinkUp, Replica
 from storage.ids import NodeId
+from storage.transactions import Transaction
+from tests.simulation.checks import Checks, Violation
 from tests.simulation.machine import RecordingMachine
+from tests.simulation.process import Process
 from tests.simulation.run import run_seed
-from tests.simulation.world import Violation, World
+from tests.simulation.world import World
 from tests.unit.consensus.cluster import IDS, Cluster
 
 Patch = pytest.MonkeyPatch
@@ -208,32 +211,28 @@ def test_row_6_a_vote_that_is_forgotten(monkeypatch: Patch) -> None:
     expect_caught(scenario, plant)
 
 
-class SpeaksBeforeItIsDurable(World):
+class SpeaksBeforeItIsDurable(Process):
     """What a step says goes out although its commit has failed."""
 
-    def on_failed_step(self, i: NodeId, replica: Replica) -> None:
-        for peer, frame in replica._pack(replica._outbox):
-            self.transmit(i, peer, frame)
-            self.deliver_at_once(i, peer)
-        for resolved in replica._resolved:
+    def on_failed_step(self) -> None:
+        network = self.world.network
+        for peer, frame in self.replica._pack(self.replica._outbox):
+            network.send(self.node_id, peer, frame)
+            network.flush(self.node_id, peer)  # before the link breaks with the process
+        for resolved in self.replica._resolved:
             if resolved.error is None:
-                self.acked[resolved.token] = self.commands[resolved.token]
-
-    def deliver_at_once(self, source: NodeId, target: NodeId) -> None:
-        """Before the link breaks with the process."""
-        for _, _, frame in self.channels.pop((source, target), []):
-            if target in self.replicas:
-                self.inboxes[target].append(PeerMessage(source, frame))
-                self.wake(target, 0.0)
+                self.world.checks.acked[resolved.token] = self.world.load.commands[resolved.token]
 
 
-class TornOften(SpeaksBeforeItIsDurable):
+class TornOften(World):
     """Only commits fail, and often."""
+
+    process_type = SpeaksBeforeItIsDurable
+    torn_commit_chance = 0.05
 
     def __init__(self, seed: int, nodes: int) -> None:
         super().__init__(seed, nodes)
-        self.faults = {"torn_commit"}
-        self.torn_commit_chance = 0.05
+        self.mix.weights, self.mix.hazards = {}, {"torn_commit": 1.0}
 
 
 def test_row_6_speaking_before_it_is_durable() -> None:
@@ -245,13 +244,12 @@ def test_row_6_speaking_before_it_is_durable() -> None:
 # -- row 8 --
 
 
-def test_row_8_an_exception_in_apply() -> None:
-    class Raises(World):
-        def check_applied(self, node: NodeId, index: int, command: bytes) -> None:
-            if command == b"c20":
-                raise KeyError(command)
+def test_row_8_an_exception_in_apply(monkeypatch: Patch) -> None:
+    def raises(self: RecordingMachine, txn: Transaction, index: int, command: bytes) -> object:
+        raise KeyError(command)
 
-    violation = caught(range(3), Raises, sizes=(3,))
+    monkeypatch.setattr(RecordingMachine, "apply", raises)
+    violation = caught(range(3), sizes=(3,))
     assert violation is not None
     assert "KeyError" in violation
 
@@ -360,15 +358,12 @@ def test_row_15_an_applied_index_that_restarts_at_one(monkeypatch: Patch) -> Non
 
 
 def test_the_checker_sees_two_leaders() -> None:
-    world = World(0, 3)
-    for i in world.ids:
-        world.start(i)
-    dice = random.Random(0)
-    solo = Replica(
-        NodeId("n0"), [NodeId("n0")], World(0, 1).stores[NodeId("n0")], RecordingMachine(), RaftSettings(), dice, 0.0
-    )
+    (alone,) = World(0, 1).ids
+    store = World(0, 1).stores[alone]
+    solo = Replica(alone, [alone], store, RecordingMachine(), RaftSettings(), random.Random(0), 0.0)
     output = solo.step([LinkUp(NodeId("n1"))], 1.0)
     assert output.status.role is Role.LEADER
-    world.check_output(NodeId("n0"), output)
+    checks = Checks()
+    checks.output(alone, output)
     with pytest.raises(Violation, match="two leaders"):
-        world.check_output(NodeId("n1"), output)
+        checks.output(NodeId("n1"), output)

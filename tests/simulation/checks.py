@@ -1,0 +1,76 @@
+"""What must hold whatever goes wrong. Raises Violation."""
+
+from collections.abc import Iterable, Mapping
+
+from consensus.engine import Role
+from consensus.replica import Output
+from storage.ids import NodeId
+from storage.memory import MemoryStore
+from tests.simulation.machine import APPLIED_TABLE, table_digest
+
+NEVER_DROPPED = ("second_leader", "conflict_below_commit", "impossible_index", "malformed_frame", "malformed_entries")
+"""Reasons for which a guard drops only what no honest peer says."""
+
+
+class Violation(Exception):
+    """What must never happen, or did not happen in time."""
+
+
+class Checks:
+    """What has been seen of all nodes so far, and what contradicts it."""
+
+    def __init__(self) -> None:
+        self.agreed: dict[int, bytes] = {}
+        """Index -> the command that was applied there first."""
+        self.leaders: dict[int, NodeId] = {}
+        """Term -> who led it."""
+        self.acked: dict[int, bytes] = {}
+        """Token -> command whose success was told to its proposer."""
+        self._applied: dict[NodeId, int] = {}
+
+    def applies(self, i: NodeId, applied: Iterable[tuple[int, bytes]]) -> None:
+        """State machine safety (Ongaro and Ousterhout, section 5.4.3)."""
+        for index, command in applied:
+            known = self.agreed.setdefault(index, command)
+            if known != command:
+                raise Violation(f"index {index}: {i} applies {command!r}, another replica {known!r}")
+
+    def starts(self, i: NodeId, applied_index: int) -> None:
+        before = self._applied.get(i, 0)
+        if applied_index < before:
+            raise Violation(f"{i}: applied {before} before its restart and {applied_index} after")
+
+    def output(self, i: NodeId, output: Output) -> None:
+        """One leader a term; applied indexes never go back; honest peers are believed."""
+        status = output.status
+        if status.role is Role.LEADER:
+            first = self.leaders.setdefault(status.term, i)
+            if first != i:
+                raise Violation(f"term {status.term} has two leaders, {first} and {i}")
+        before = self._applied.get(i, 0)
+        if status.applied_index < before:
+            raise Violation(f"{i}: applied index went back from {before} to {status.applied_index}")
+        if status.is_quarantined:
+            raise Violation(f"{i}: its tables differ from those of a majority")
+        for reason in NEVER_DROPPED:
+            if status.dropped.get(reason):
+                raise Violation(f"{i}: an honest peer's message was dropped: {reason}")
+        self._applied[i] = status.applied_index
+
+    def acknowledged(self, i: NodeId, token: int, index: int, command: bytes, answer: object) -> None:
+        if answer != (index, command):
+            raise Violation(f"{i}: proposal {token} was answered with another's answer")
+        self.acked[token] = command
+
+    def tables(self, stores: Mapping[NodeId, MemoryStore]) -> None:
+        """At the end, when all have applied the same: nothing acknowledged is lost, and all hold the same."""
+        digests = {}
+        for i, store in stores.items():
+            with store.read() as txn:
+                digests[i] = table_digest(txn)
+                held = {value for _, value in txn.scan(APPLIED_TABLE)}
+            lost = set(self.acked.values()) - held
+            if lost:
+                raise Violation(f"{i}: {len(lost)} acknowledged commands are lost, such as {min(lost)!r}")
+        if len(set(digests.values())) != 1:
+            raise Violation(f"tables differ: {digests}")
