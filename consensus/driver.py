@@ -1,10 +1,11 @@
-"""The thread that owns a replica: it waits for inputs or the replica's deadline, steps it, and hands what came out to
-the event loop, in order.
+"""The thread that owns a replica: it waits for inputs or the replica's deadline, steps it, says what peers are to
+hear, and hands what came out to the event loop, in order.
 
-The thread is the store's only writer, so a disk wait never blocks the loop. Crash only: when a step raises, the replica
-is thrown away and a new one is made from the store; proposals it held are answered `discarded`, links that are up are
-told to the new one. A full disk is waited for; a failed disk, a store that is damaged, or a failure that comes back
-again and again ends it for good, and `on_failure` says why.
+The thread is the store's only writer, so a disk wait never blocks the loop. Peers that have a stream are heard and
+answered by the thread itself; the loop is woken only for what somebody waits for. Crash only: when a step raises, the
+replica is thrown away and a new one is made from the store; proposals it held are answered `discarded`, links that are
+up are told to the new one. A full disk is waited for; a failed disk, a store that is damaged, or a failure that comes
+back again and again ends it for good, and `on_failure` says why.
 """
 
 import asyncio
@@ -13,20 +14,18 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import msgspec
 
 from consensus.engine import Role
-from consensus.limits import DISK_FULL_RETRY_S, INPUTS_PER_STEP_MAX, INPUTS_WAITING_MAX, RESTARTS_MAX, RaftSettings
+from consensus.inbox import Inbox, Posted, Stop
+from consensus.limits import DISK_FULL_RETRY_S, RESTARTS_MAX, STATUS_DELAY_S, RaftSettings
 from consensus.replica import (
     Input,
-    LinkDown,
     LinkUp,
     Output,
-    PeerMessage,
     Propose,
     Replica,
     ReplicaStatus,
@@ -39,10 +38,6 @@ from storage.transactions import Store
 
 Frames: TypeAlias = list[tuple[NodeId, bytes]]
 """For peers, in order."""
-
-
-class _Stop:
-    """Ends the thread."""
 
 
 class ReplicaDriver:
@@ -70,19 +65,19 @@ class ReplicaDriver:
         self._on_output = on_output
         self._on_failure = on_failure
         self._rng = rng or random.Random()  # noqa: S311  # spreads elections in time, keeps no secret
-        self._queue: SimpleQueue[Input | _Stop] = SimpleQueue()
+        self._inbox = Inbox()
         self._deliveries: deque[Output | Frames | tuple[Exception, bool]] = deque()
         self._lock = threading.Lock()  # guards `_is_scheduled`
         self._is_scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
-        self.inputs_dropped = 0
-        """Messages of peers that were shed because the thread did not keep up."""
+        self.wanted_index: int | None = None
+        """The lowest index for whose application somebody waits; set on the loop."""
         # Of the thread only:
-        self._links: set[NodeId] = set()
-        self._tokens: set[int] = set()
         self._status = unknown_status(node_id, self._voters)
+        self._held: Output | None = None
+        self._told_at = 0.0
 
     def start(self) -> None:
         """On the event loop. The replica is constructed on the thread; what is wrong with it goes to `on_failure`."""
@@ -92,18 +87,20 @@ class ReplicaDriver:
         self._thread = threading.Thread(target=self._run, name=f"replica-{self._node_id[:8]}")
         self._thread.start()
 
-    def post(self, given: Input) -> None:
+    def post(self, given: Posted) -> None:
         """From any thread. Kept in order. Never blocks."""
-        if type(given) is PeerMessage and self._queue.qsize() >= INPUTS_WAITING_MAX:
-            self.inputs_dropped += 1
-            return
-        self._queue.put(given)
+        self._inbox.post(given)
+
+    @property
+    def inputs_dropped(self) -> int:
+        """Messages of peers that were shed because the thread did not keep up."""
+        return self._inbox.dropped
 
     async def stop(self) -> None:
         """Returns when the thread has ended; what it had committed has been delivered. Harmless when not started."""
         if self._thread is None or self._ended is None:
             return
-        self._queue.put(_Stop())
+        self._inbox.post(Stop())
         await asyncio.shield(self._ended)
         self._thread.join()
         self._deliver()
@@ -114,6 +111,7 @@ class ReplicaDriver:
         try:
             self._supervise()
         finally:
+            self._inbox.close()
             assert self._loop is not None
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 self._loop.call_soon_threadsafe(self._end)
@@ -145,8 +143,7 @@ class ReplicaDriver:
                     return
                 pause_s = 0.05 * 2**failures
                 self._publish((error, False))
-            self._discard()
-            if not self._wait(pause_s):
+            if not self._pause(pause_s):
                 return
 
     @staticmethod
@@ -158,77 +155,84 @@ class ReplicaDriver:
         """Until told to stop. Raises what a step raises."""
         now = time.monotonic()
         replica = Replica(self._node_id, self._voters, self._store, self._machine, self._settings, self._rng, now)
-        inputs: list[Input] = [LinkUp(peer) for peer in sorted(self._links)]
-        queue = self._queue
-        get, waiting, tokens = queue.get, queue.qsize, self._tokens
+        inbox, monotonic = self._inbox, time.monotonic
+        inputs: list[Input] | None = [LinkUp(peer) for peer in sorted(inbox.links)]
         deadline = now
-        while True:
-            # Waiting first and draining after takes in everything that has arrived meanwhile.
-            count = waiting()
-            if not count:
-                timeout = deadline - time.monotonic()
-                if timeout > 0:
-                    try:
-                        first = get(timeout=timeout)
-                    except Empty:
-                        pass
+        try:
+            while inputs is not None:
+                now = monotonic()
+                if inputs or now >= deadline:
+                    output = replica.step(inputs, now, self._say)
+                    inputs = []
+                    deadline = output.next_deadline
+                    self._tell(output, now)
+                if self._held is not None:
+                    if now - self._told_at >= STATUS_DELAY_S:
+                        self._flush_held()
                     else:
-                        if not self._note(first, inputs):
-                            return
-                    count = waiting()
-            for _ in range(min(count, INPUTS_PER_STEP_MAX)):
-                if not self._note(get(), inputs):
-                    return
-            output = replica.step(inputs, time.monotonic(), self._publish_early)
-            inputs = []
-            for resolved in output.resolved:
-                tokens.discard(resolved.token)
-            deadline = output.next_deadline
-            self._status = output.status
+                        deadline = min(deadline, self._told_at + STATUS_DELAY_S)
+                inputs = inbox.take(deadline)
+        except Exception:
+            self._discard(replica.open_proposals())
+            self._discard(given.token for given in inputs or () if isinstance(given, Propose))
+            raise
+
+    def _say(self, frames: Frames) -> None:
+        """To peers, now: while the disk is written they read it."""
+        left = self._inbox.send(frames)
+        if left:
+            self._publish(left)
+
+    def _tell(self, output: Output, now: float) -> None:
+        """What peers are to hear, then what the loop is to know. It is woken at once only if somebody waits for it."""
+        if output.messages:
+            output = msgspec.structs.replace(output, messages=self._inbox.send(output.messages))
+        old, self._status = self._status, output.status
+        wanted = self.wanted_index
+        is_urgent = (
+            output.resolved
+            or output.events
+            or output.messages
+            or (wanted is not None and output.status.applied_index >= wanted)
+            or is_other(old, output.status)
+        )
+        if self._held is not None:
+            output = msgspec.structs.replace(output, checkpoints=self._held.checkpoints + output.checkpoints)
+            self._held = None
+        if is_urgent:
+            self._told_at = now
             self._publish(output)
+        else:
+            self._held = output
 
-    def _note(self, given: Input | _Stop, inputs: list[Input]) -> bool:
-        """Remember what the next replica will have to be told. False: stop."""
-        if isinstance(given, _Stop):
-            return False
-        if isinstance(given, Propose):
-            self._tokens.add(given.token)
-        elif isinstance(given, LinkUp):
-            self._links.add(given.peer)
-        elif isinstance(given, LinkDown):
-            self._links.discard(given.peer)
-        inputs.append(given)
-        return True
+    def _flush_held(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._told_at = time.monotonic()
+            self._publish(held)
 
-    def _wait(self, pause_s: float) -> bool:
+    def _pause(self, pause_s: float) -> bool:
         """Let time pass; proposals are answered, messages are lost. False: stop."""
         until = time.monotonic() + pause_s
         while True:
-            try:
-                given = self._queue.get(timeout=max(until - time.monotonic(), 0))
-            except Empty:
-                return True
-            if not self._note(given, []):
+            inputs = self._inbox.take(until)
+            if inputs is None:
                 return False
-            if self._tokens:
-                self._discard()
+            self._discard(given.token for given in inputs if isinstance(given, Propose))
+            if time.monotonic() >= until:
+                return True
 
-    def _discard(self) -> None:
+    def _discard(self, tokens: Iterable[int]) -> None:
         """There is no replica now: its proposals have no known outcome, and it leads no more."""
-        resolved = [Resolved(token, 0, None, "discarded") for token in sorted(self._tokens)]
-        self._tokens.clear()
+        self._held = None
+        resolved = [Resolved(token, 0, None, "discarded") for token in tokens]
         self._status = msgspec.structs.replace(
             self._status, role=Role.FOLLOWER, leader=None, connected=(), match_index={}
         )
         self._publish(Output([], resolved, [], [], self._status, time.monotonic()))
 
     def _give_up(self, error: Exception) -> None:
-        self._discard()
         self._publish((error, True))
-
-    def _publish_early(self, frames: Frames) -> None:
-        """On its way while the disk is written: the disk wait leaves the interpreter to the loop."""
-        self._publish(frames)
 
     def _publish(self, delivery: Output | Frames | tuple[Exception, bool]) -> None:
         self._deliveries.append(delivery)
@@ -262,3 +266,14 @@ class ReplicaDriver:
 def unknown_status(node_id: NodeId, voters: tuple[NodeId, ...]) -> ReplicaStatus:
     """Until the replica has made its first step."""
     return ReplicaStatus(node_id, Role.FOLLOWER, 0, None, 0, 0, 0, 0, voters, (), {}, False, {})
+
+
+def is_other(old: ReplicaStatus, new: ReplicaStatus) -> bool:
+    """Whether more has changed than how far it is."""
+    return (
+        old.role is not new.role
+        or old.term != new.term
+        or old.leader != new.leader
+        or old.connected != new.connected
+        or old.is_quarantined != new.is_quarantined
+    )

@@ -19,9 +19,10 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from consensus.driver import Frames, ReplicaDriver, unknown_status
+from consensus.driver import Frames, ReplicaDriver, is_other, unknown_status
 from consensus.engine import Role
 from consensus.errors import ProposalFailed, ProposalTimeout, Unavailable
+from consensus.inbox import PeerStream, StreamUp
 from consensus.limits import CHECKPOINTS_MAX, FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, RaftSettings
 from consensus.replica import (
     LinkDown,
@@ -230,6 +231,7 @@ class Group:
         self._check_running()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._applied_waiters, (index, next(self._tokens), future))
+        self._driver.wanted_index = self._applied_waiters[0][0]
         await future
 
     # -- what the mesh brings --
@@ -243,6 +245,10 @@ class Group:
     def on_link_down(self, peer: NodeId, closed_by_peer: bool) -> None:
         """`closed_by_peer`: by EOF or reset. If it was the leader, an election follows at once."""
         self._driver.post(LinkDown(peer, closed_by_peer))
+
+    def on_stream(self, peer: NodeId, stream: PeerStream) -> None:
+        """A connection for frames alone: the replica's thread owns it from now on, and closes it with the link."""
+        self._driver.post(StreamUp(peer, stream))
 
     async def on_request(self, peer: NodeId, payload: bytes) -> bytes:
         """A proposal forwarded by a peer. It is proposed here or not at all, never forwarded on."""
@@ -393,9 +399,10 @@ class Group:
             done = heapq.heappop(waiters)[2]
             if not done.done():
                 done.set_result(None)
+        self._driver.wanted_index = waiters[0][0] if waiters else None
         if output.events:
             _tell(self._event_watchers, output.events)
-        if _has_changed(old, output.status):
+        if is_other(old, output.status):
             if self._changed is not None and not self._changed.done():
                 self._changed.set_result(None)
             _tell(self._status_watchers, output.status)
@@ -442,16 +449,6 @@ def _quarantined() -> Unavailable:
         "quarantined",
         "a majority of the voters has other tables than this node; ask another node, and replace this node's data "
         "directory",
-    )
-
-
-def _has_changed(old: ReplicaStatus, new: ReplicaStatus) -> bool:
-    return (old.role, old.term, old.leader, old.connected, old.is_quarantined) != (
-        new.role,
-        new.term,
-        new.leader,
-        new.connected,
-        new.is_quarantined,
     )
 
 

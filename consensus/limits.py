@@ -58,6 +58,10 @@ INPUTS_WAITING_MAX = 65536
 """Inputs waiting for the replica thread. Beyond it messages of peers are dropped, which Raft repairs; with frames of
 ordinary size that is far more than a second of work."""
 
+STATUS_DELAY_S = 0.005
+"""How late the event loop may learn how far the replica is when nobody waits for it: without it every message of a peer
+would wake the loop too."""
+
 FORWARDED_BYTES_MAX = COMMAND_BYTES_MAX + 1024
 """Of a proposal forwarded by a peer."""
 

@@ -216,6 +216,11 @@ class Replica:
             self._dropped,
         )
 
+    def open_proposals(self) -> list[int]:
+        """Tokens of those whose end has not been told; of a dead replica too."""
+        tokens = [*self._waiting.values(), *(token for token, _ in self._proposals)]
+        return [*tokens, *(resolved.token for resolved in self._resolved)]
+
     # -- the tick --
 
     def _step(self, inputs: Iterable[Input], now: float, speak_early: SpeakEarly | None) -> Output:

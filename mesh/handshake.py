@@ -15,7 +15,10 @@ from storage.ids import InstanceId, MeshId, NodeId
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
 
-QUIET_CODES: Final = frozenset({"self", "duplicate", "stopping", "hung_up"})
+STREAMS: Final = "streams"
+"""Among a Hello's features: this node takes a second connection for Raft frames."""
+
+QUIET_CODES: Final = frozenset({"self", "duplicate", "stopping", "hung_up", "no_streams"})
 """Refusals that are part of normal life: counted, not logged as warnings."""
 
 
@@ -41,6 +44,12 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     features: tuple[str, ...] = ()
 
 
+class StreamHello(msgspec.Struct, frozen=True):
+    """First on a stream, both ways. It belongs to the link between these two instances."""
+
+    instance_id: InstanceId
+
+
 class Refuse(msgspec.Struct, frozen=True):
     """Why the sender does not want the link. `code` is stable; `message` is for the other side's operator."""
 
@@ -56,12 +65,13 @@ class _Versions(msgspec.Struct):
 _HELLO = msgspec.msgpack.Decoder(Hello)
 _VERSIONS = msgspec.msgpack.Decoder(_Versions)
 _REFUSE = msgspec.msgpack.Decoder(Refuse)
+_STREAM = msgspec.msgpack.Decoder(StreamHello)
 _ENCODER = msgspec.msgpack.Encoder()
 _TEXT_CHARACTERS_MAX = 500
 _ITEMS_MAX = 64
 
 
-def encode(message: Hello | Refuse) -> bytes:
+def encode(message: Hello | Refuse | StreamHello) -> bytes:
     return _ENCODER.encode(message)
 
 
@@ -86,6 +96,14 @@ def read_hello(body: bytes) -> Hello | Refuse:
     if any(len(text) > _TEXT_CHARACTERS_MAX for text in texts) or any(len(items) > _ITEMS_MAX for items in lists):
         return Refuse("garbage", "the hello has a field that is too long")
     return hello
+
+
+def read_stream_hello(body: bytes) -> StreamHello | Refuse:
+    """Takes any bytes."""
+    try:
+        return _STREAM.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Refuse("garbage", f"the stream's hello cannot be read: {error}")
 
 
 def read_refuse(body: bytes) -> Refuse:

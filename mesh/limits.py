@@ -22,6 +22,15 @@ RAFT_FRAMES_MAX = 1024
 RAFT_BYTES_MAX = 16 * 1024 * 1024
 """Raft frames waiting on one link. Raft repeats what is lost, so overflow drops the new frame and counts it."""
 
+STREAM_UNSENT_BYTES_MAX = 16 * 1024 * 1024
+"""The same for a stream: more than two windows of Raft (8 MiB), so only a peer that does not read meets it."""
+
+STREAM_READ_BYTES = 256 * 1024
+"""Read from one stream before the others have their turn."""
+
+STREAM_RETRY_S = 1.0
+"""Between attempts to open a stream to a linked peer; Raft frames take the link meanwhile."""
+
 REQUEST_FRAMES_MAX = 4096
 REQUEST_BYTES_MAX = 32 * 1024 * 1024
 """Requests and responses waiting on one link. Overflow fails the request at once: the caller must slow down."""

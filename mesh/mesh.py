@@ -17,7 +17,7 @@ from mesh.discovery.diary import Diary, DiaryEntry
 from mesh.discovery.remembered import load_peers, save_peers
 from mesh.errors import MeshError, PeerUnavailable
 from mesh.founder import Founder, Founding, FoundingStore
-from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, Hello, judge_mesh
+from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, STREAMS, Hello, judge_mesh
 from mesh.identity import Identity
 from mesh.limits import PEERS_KNOWN_MAX
 from mesh.links.book import join_address, split_address
@@ -25,6 +25,7 @@ from mesh.links.frames import Kind
 from mesh.links.link import Link, Server
 from mesh.links.listener import Listener
 from mesh.links.manager import LinkManager
+from mesh.links.streams import OnStream
 from mesh.proposals import Announce, FoundingRecord, Message, encode_message
 from mesh.refusals import Refusals
 from mesh.settings import MeshSettings, PeerStatus
@@ -70,6 +71,7 @@ class Mesh:
         self._record: FoundingRecord | None = None
         self._manager = LinkManager(
             identity.node_id,
+            instance_id,
             self._hello,
             make_trust(identity, secret, settings.mesh_name),
             _User(self),
@@ -197,6 +199,11 @@ class Mesh:
             raise PeerUnavailable("no_link", f"no link to {peer}")
         return await link.request(method, payload, timeout_s)
 
+    def start_streams(self, on_stream: OnStream) -> None:
+        """From now on keep a connection for Raft frames beside every link, and hand each to `on_stream`, which owns and
+        closes it. `send` works without one, and beside one."""
+        self._manager.streams.start(on_stream)
+
     def serve(self, method: str, server: Server) -> None:
         """Answer requests for `method`. An exception with a `code` reaches the caller as RemoteFailed(code)."""
         self._servers[method] = server
@@ -242,6 +249,7 @@ class Mesh:
             bootstrap_expect=self.settings.bootstrap_expect,
             mesh_id=None if record is None else record.mesh_id,
             voters=None if record is None else record.voters,
+            features=(STREAMS,),
         )
 
     def _status(self, peer: NodeId) -> PeerStatus:

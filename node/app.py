@@ -208,6 +208,7 @@ class Node:
         for peer, link in self._links.items():
             if link.is_up:
                 share.group.on_link_up(peer)
+        self.mesh.start_streams(share.group.on_stream)
         for name, work in share.tasks():
             self.own(name, work)
         await share.register(self._registration)

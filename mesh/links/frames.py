@@ -35,6 +35,7 @@ class Kind(IntEnum):
     PEERS = 12  # MessagePack list of known peers
     FOUNDING = 13  # MessagePack founding message
     BYE = 14  # MessagePack Refuse: why the sender closes an established link
+    STREAM = 15  # first frame of a stream, both ways: MessagePack StreamHello
 
 
 _KIND_OF = {int(kind): kind for kind in Kind}

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from mesh.errors import FrameError, MeshError, PeerUnavailable, RemoteFailed, RequestTimedOut
-from mesh.handshake import Hello, Refuse, encode, read_refuse
+from mesh.handshake import Hello, Refuse, StreamHello, encode, read_refuse
 from mesh.limits import (
     FRAME_BYTES_MAX,
     HANDSHAKE_FRAME_BYTES_MAX,
@@ -37,6 +37,7 @@ from mesh.links.frames import (
     unpack_notice,
 )
 from mesh.links.outbox import Outbox, Priority
+from mesh.links.stream import Stream
 from mesh.links.tls import TlsConnection, TlsUser
 from mesh.supervise import Supervisor
 from storage.ids import InstanceId, NodeId
@@ -143,7 +144,26 @@ class Link(TlsUser):
 
     # --- sending ---
 
-    def hello_out(self, kind: Kind, hello: Hello) -> None:
+    def pause_reading(self) -> None:
+        """Before `detach`: what arrives from now on is for whoever takes the connection over."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def detach(self, early: list[bytes], on_closed: Callable[[], None]) -> Stream:
+        """Become a stream: the connection is its owner's, this link is closed without a word. `early` are the payloads
+        that have come already. Raises OSError if the connection is not in a state for it."""
+        if self._transport is None or self.closed.done():
+            raise ConnectionAbortedError("the connection is closed")
+        self._transport.pause_reading()
+        self._parser.frame_bytes_max = FRAME_BYTES_MAX
+        stream = Stream(self._transport, self._parser, early, on_closed)
+        self._close_reason = "stream"
+        self.closed.set_result(None)
+        if not self.first_frame.done():
+            self.first_frame.cancel()
+        return stream
+
+    def hello_out(self, kind: Kind, hello: Hello | StreamHello) -> None:
         self._send(Priority.CONTROL, pack(kind, encode(hello)))
 
     def send_control(self, kind: Kind, body: bytes) -> bool:
@@ -340,7 +360,7 @@ class Link(TlsUser):
                 case Kind.BYE | Kind.REFUSE:
                     word = read_refuse(body)
                     self._leave(word.code, closed_by_peer=True)
-                case Kind.HELLO | Kind.WELCOME:
+                case Kind.HELLO | Kind.WELCOME | Kind.STREAM:
                     raise FrameError("garbage", "the peer said hello twice")
         except FrameError:
             raise

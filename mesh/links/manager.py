@@ -28,12 +28,13 @@ from mesh.links.dialler import Dialled, Dialler
 from mesh.links.frames import Kind
 from mesh.links.link import Link, Server, cause_of
 from mesh.links.listener import Doorstep, is_loopback
+from mesh.links.streams import Streams
 from mesh.links.tls import TlsConnection
 from mesh.liveness import Liveness
 from mesh.refusals import Refusals
 from mesh.supervise import Logger, Supervisor
 from mesh.trust import Trust, peer_node_id
-from storage.ids import NodeId
+from storage.ids import InstanceId, NodeId
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named in Python 3.12; 25 is Linux's number
 _ORDINARY_ENDS = frozenset({"closed_by_peer", "stopping", "duplicate", "replaced", "silent"})
@@ -64,6 +65,7 @@ class LinkManager:
     def __init__(
         self,
         own: NodeId,
+        instance_id: InstanceId,
         hello: Callable[[str], Hello],
         trust: Trust,
         user: LinkUser,
@@ -84,6 +86,7 @@ class LinkManager:
         self._tasks = tasks
         self._log = log
         self._open: set[Link] = set()  # every link with a transport, also retired and closing ones
+        self.streams = Streams(instance_id, self.links, self._connect, tasks)
         self._greeting: set[NodeId] = set()  # peers to whom an own dial has got as far as TLS
 
     def start(self) -> None:
@@ -127,6 +130,9 @@ class LinkManager:
                 stage = "the hello"
                 presented = peer_node_id(tls)
                 kind, body = await link.first_frame
+                if kind is Kind.STREAM:
+                    await self.streams.accept(link, presented, body)
+                    return
                 theirs = self._read(kind, body, Kind.HELLO)
                 ours = self._hello(link.local_host)
                 refuse = judge(ours, theirs, presented) or await self._conflict(theirs)
@@ -214,6 +220,17 @@ class LinkManager:
             return Dialled(presented, False, code, f"{address}: {message}")
         except asyncio.CancelledError:
             link.abort("stopping")
+            transport.abort()
+            raise
+
+    async def _connect(self, address: str) -> tuple[Link, NodeId]:
+        """TCP and TLS, and nothing said yet. Raises OSError."""
+        host, port = split_address(address)
+        transport, _ = await asyncio.get_running_loop().create_connection(Doorstep, host, port)
+        link = Link(self, self._tasks, address, is_dialled=True)
+        try:
+            return link, peer_node_id(await self._start_tls(transport, link, is_server=False))
+        except BaseException:
             transport.abort()
             raise
 
@@ -308,6 +325,7 @@ class LinkManager:
         self._refusals.forgive(link.remote)
         self.book.note(peer, self._proven_addresses(link, theirs), theirs.node_name, is_proven=True)
         self.dialler.hint(peer, is_new=False)
+        self.streams.link_up(peer)
         if is_crossing:
             return
         self._log.info(

@@ -7,10 +7,12 @@ one layer and one copy less on the way of every frame.
 
 import asyncio
 import contextlib
+import os
+import socket
 import ssl
 from typing import Any
 
-_RECORD_BYTES_MAX = 16 * 1024  # an SSLObject yields at most one TLS record a read (RFC 8446, section 5.1)
+RECORD_BYTES_MAX = 16 * 1024  # an SSLObject yields at most one TLS record a read (RFC 8446, section 5.1)
 
 
 class TlsUser(asyncio.Protocol):
@@ -26,9 +28,9 @@ class TlsConnection(asyncio.Protocol):
     def __init__(self, raw: asyncio.Transport, context: ssl.SSLContext, user: TlsUser, *, is_server: bool) -> None:
         self._raw = raw
         self._user = user
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self.ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_side=is_server)
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.ssl_object = context.wrap_bio(self.incoming, self.outgoing, server_side=is_server)
         self._is_ready = False
         self._is_ended = False
         self._error: Exception | None = None
@@ -67,6 +69,19 @@ class TlsConnection(asyncio.Protocol):
     def abort(self) -> None:
         self._raw.abort()
 
+    def pause_reading(self) -> None:
+        self._raw.pause_reading()
+
+    def detach(self) -> socket.socket:
+        """The connection without its transport, which ends: whoever has `ssl_object` and its two buffers goes on with
+        it. Reading must be paused. ConnectionError if the socket has not taken everything that was written."""
+        if self._raw.is_closing() or self._raw.get_write_buffer_size():
+            raise ConnectionAbortedError("the connection is closing or stuck")
+        copy = socket.socket(fileno=os.dup(self._raw.get_extra_info("socket").fileno()))
+        copy.setblocking(False)
+        self._raw.abort()  # closes its own descriptor, not the connection
+        return copy
+
     def is_closing(self) -> bool:
         return self._is_ended or self._raw.is_closing()
 
@@ -81,7 +96,7 @@ class TlsConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_ended:
             return
-        self._incoming.write(data)
+        self.incoming.write(data)
         if not self._is_ready:
             self._shake()
         if self._is_ready:
@@ -127,8 +142,8 @@ class TlsConnection(asyncio.Protocol):
         is_over = False
         try:
             # Asking again when nothing is left would only raise SSLWantReadError, once for every frame of a quiet link.
-            while self._incoming.pending:
-                if not (record := self.ssl_object.read(_RECORD_BYTES_MAX)):
+            while self.incoming.pending:
+                if not (record := self.ssl_object.read(RECORD_BYTES_MAX)):
                     is_over = True
                     break
                 records.append(record)
@@ -140,13 +155,13 @@ class TlsConnection(asyncio.Protocol):
                 self._fail(error)
         if records:
             self._user.data_received(records[0] if len(records) == 1 else b"".join(records))
-        if self._outgoing.pending:
+        if self.outgoing.pending:
             self._flush()
         if is_over:
             self._raw.close()
 
     def _flush(self) -> None:
-        if data := self._outgoing.read():
+        if data := self.outgoing.read():
             self._raw.write(data)
 
     def _fail(self, error: ssl.SSLError) -> None:
