@@ -274,7 +274,7 @@ class Mesh:
             software="" if hello is None else hello.software,
             is_dialled=None if link is None else link.is_dialled,
             last_error="" if link is not None else error,
-            counters={} if link is None else link.counters(),
+            counters={} if link is None else {**link.counters(), **manager.streams.counters(peer)},
         )
 
     def _send_founding(self, peer: NodeId, message: Message) -> None:

@@ -64,6 +64,17 @@ class Streams:
         link.hello_out(Kind.STREAM, StreamHello(self._instance_id))
         self._hand_over(presented, link, [])
 
+    def counters(self, peer: NodeId) -> dict[str, int]:
+        """Of the stream to `peer`; zeros if there is none."""
+        stream = self.open.get(peer)
+        return {
+            "stream_frames_in": 0 if stream is None else stream.frames_in,
+            "stream_frames_out": 0 if stream is None else stream.frames_out,
+            "stream_bytes_in": 0 if stream is None else stream.bytes_in,
+            "stream_bytes_out": 0 if stream is None else stream.bytes_out,
+            "stream_dropped": 0 if stream is None else stream.dropped,
+        }
+
     def _is_ours(self, peer: NodeId) -> bool:
         """Whether this end is the one to dial."""
         link = self._links.get(peer)

@@ -84,7 +84,8 @@ def test_node_paused_for_ten_seconds(mesh: LocalMesh, who: str) -> None:
     mesh.wait_ready()
 
     def is_caught_up() -> bool:
-        return bool(mesh.session(session["id"], on=victim)["status"] == "completed")
+        answer = mesh[victim].call("GET", f"/v1/sessions/{session['id']}")
+        return answer.status == 200 and bool(answer.body["session"]["status"] == "completed")
 
     mesh.wait("the paused node has caught up", is_caught_up)
     check_recorded_once(mesh, session["id"], 600)

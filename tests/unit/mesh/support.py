@@ -190,10 +190,10 @@ def encoded(hello: dict[str, object] | Hello) -> bytes:
 
 @asynccontextmanager
 async def stranger(
-    directory: Path, mesh: Mesh
+    directory: Path, mesh: Mesh, identity: Identity | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, NodeId]]:
     """TLS with the right secret, and then whatever a test wants to say."""
-    identity = Identity.generate()
+    identity = identity or Identity.generate()
     context = make_trust(identity, SECRET, "test").client
     reader, writer = await asyncio.open_connection("127.0.0.1", mesh.port, ssl=context, server_hostname="")
     try:
