@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from consensus.limits import RaftSettings
-from consensus.messages import Entry
+from consensus.messages import NO_OP, Entry
 from storage.transactions import Store, Transaction
 
 LOG_TABLE = "log"
@@ -26,8 +26,8 @@ _HARD_KEY = b"hard"
 _FORMAT = 1
 
 
-class _HardState(msgspec.Struct, frozen=True, array_like=True):
-    """Appended fields need a default."""
+class HardState(msgspec.Struct, frozen=True, array_like=True):
+    """What the engine must not forget, beside its log. Appended fields need a default."""
 
     format: int
     term: int
@@ -46,11 +46,8 @@ class Journal:
         self.open_txn: Transaction | None = None
         """The tick's transaction, while there is one: older entries are then read through it."""
         with store.read() as txn:
-            hard = txn.get(RAFT_TABLE, _HARD_KEY)
+            state = read_hard_state(txn)
             first, last = txn.first(LOG_TABLE), txn.last(LOG_TABLE)
-        state = _HardState(_FORMAT, 0, None, 1, 0)
-        if hard is not None:
-            state = msgspec.msgpack.decode(hard, type=_HardState)
         self._term, self._vote = state.term, state.vote
         self._commit_index, self.applied_index = state.commit_index, state.applied_index
         self._is_hard_changed = False
@@ -225,8 +222,7 @@ class Journal:
             command, index, term = self._tail[position]
             txn.put(LOG_TABLE, index.to_bytes(8, "big"), term.to_bytes(8, "big") + command)
         self._flushed_last = self.last_index
-        hard = _HardState(_FORMAT, self._term, self._vote, self._commit_index, self.applied_index)
-        txn.put(RAFT_TABLE, _HARD_KEY, msgspec.msgpack.encode(hard))
+        write_hard_state(txn, HardState(_FORMAT, self._term, self._vote, self._commit_index, self.applied_index))
         self._is_hard_changed = False
         if len(self._tail) > self._settings.tail_entries_max or self._tail_bytes > self._settings.tail_bytes_max:
             self._evict()
@@ -242,6 +238,29 @@ class Journal:
             evicted += 1
         del self._tail[:evicted]
         self._tail_first += evicted
+
+
+def read_hard_state(txn: Transaction) -> HardState:
+    hard = txn.get(RAFT_TABLE, _HARD_KEY)
+    return HardState(_FORMAT, 0, None, 1, 0) if hard is None else msgspec.msgpack.decode(hard, type=HardState)
+
+
+def write_hard_state(txn: Transaction, state: HardState) -> None:
+    txn.put(RAFT_TABLE, _HARD_KEY, msgspec.msgpack.encode(state))
+
+
+def read_term(txn: Transaction, index: int) -> int | None:
+    """Of a log entry; None if the log does not have it."""
+    value = txn.get(LOG_TABLE, index.to_bytes(8, "big"))
+    return None if value is None else int.from_bytes(value[:8], "big")
+
+
+def write_base(txn: Transaction, index: int, term: int) -> None:
+    """An empty log that begins after `index`: everything up to there is applied. The engine wants one entry at least,
+    so the last of those is there as one that does nothing."""
+    txn.delete_range(LOG_TABLE, b"", None)
+    txn.put(LOG_TABLE, index.to_bytes(8, "big"), term.to_bytes(8, "big") + NO_OP)
+    write_hard_state(txn, HardState(_FORMAT, term, None, index, index))
 
 
 def _decode(key: bytes, value: bytes) -> Entry:

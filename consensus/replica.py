@@ -33,8 +33,8 @@ from consensus.messages import COMMAND, AnyMessage, AppendEntries, Checkpoint, C
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction, WriteTransaction
 
-_VOTERS_KEY = b"voters"
-_QUARANTINE_KEY = b"quarantine"
+VOTERS_KEY = b"voters"
+QUARANTINE_KEY = b"quarantine"
 
 
 class StateMachine(Protocol):
@@ -440,7 +440,7 @@ class Replica:
                 self._disagreeing.add(peer)
         if len(self._disagreeing) >= self.engine.majority and not self._is_quarantined:
             self._is_quarantined = True
-            self._write().put(RAFT_TABLE, _QUARANTINE_KEY, b"\x01")
+            self._write().put(RAFT_TABLE, QUARANTINE_KEY, b"\x01")
         if self._is_quarantined:
             self._start_transfer()
 
@@ -449,11 +449,11 @@ class Replica:
     def _check_founding(self) -> bool:
         """Records the voters at the first start. Whether this replica is in quarantine."""
         with self._store.read() as txn:
-            stored = txn.get(RAFT_TABLE, _VOTERS_KEY)
-            is_quarantined = txn.get(RAFT_TABLE, _QUARANTINE_KEY) is not None
+            stored = txn.get(RAFT_TABLE, VOTERS_KEY)
+            is_quarantined = txn.get(RAFT_TABLE, QUARANTINE_KEY) is not None
         if stored is None:
             with self._store.write() as txn:
-                txn.put(RAFT_TABLE, _VOTERS_KEY, msgspec.msgpack.encode(self.voters))
+                txn.put(RAFT_TABLE, VOTERS_KEY, msgspec.msgpack.encode(self.voters))
         else:
             voters = msgspec.msgpack.decode(stored, type=tuple[NodeId, ...])
             if voters != self.voters:

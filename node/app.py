@@ -29,6 +29,8 @@ from mesh.handshake import Hello
 from mesh.identity import Identity, new_instance_id
 from mesh.mesh import Mesh
 from mesh.trust import MeshSecret
+from node import __version__
+from node.backups import Backups
 from node.config import Config, join_host_port
 from node.executor.executor import Executor
 from node.http.guard import HttpConfigError
@@ -184,7 +186,13 @@ class Node:
             on_event=lambda event, fields: log.info(event, **fields),
         )
         self.service = NodeService(
-            self.facts, mesh=self.mesh, registry=self.registry, live=self.live, store=self.store, now_ms=now_ms
+            self.facts,
+            mesh=self.mesh,
+            registry=self.registry,
+            live=self.live,
+            store=self.store,
+            backups=Backups(self.store, config.data_dir, self._backup_facts),
+            now_ms=now_ms,
         )
         self.http = http_server(config, self.service)
         await self.mesh.start()
@@ -297,6 +305,18 @@ class Node:
     def _registration(self) -> RegisterMember:
         """The command by which this instance becomes a member, or says that it takes no more work."""
         return registration(self._config, self.facts, self.registry, takes_work=not self._is_stopping)
+
+    def _backup_facts(self) -> Mapping[str, object]:
+        """What a backup says of where it comes from."""
+        return {
+            "mesh": self.facts.mesh_name,
+            "mesh_id": self.mesh.mesh_id,
+            "node_id": self.node_id,
+            "node": self.facts.name,
+            "voters": list(self.group.status().voters),
+            "software": __version__,
+            "at_ms": now_ms(),
+        }
 
     def own(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """A task that must not end with an error: if it does, the daemon fails rather than limps."""

@@ -1,5 +1,7 @@
 """What each part is told: the configuration in the words of the packages below."""
 
+import shutil
+
 from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import tables
 from consensus.state.commands import RegisterMember
@@ -7,6 +9,7 @@ from consensus.state.rows import RitualOffer
 from mesh.proposals import FoundingRecord
 from mesh.settings import MeshSettings
 from node import __version__
+from node.backups import DIRECTORY as BACKUP_DIRECTORY
 from node.config import Config, join_host_port
 from node.executor.work import ExecutorSettings
 from node.http.guard import load_token
@@ -20,6 +23,8 @@ from storage.environment import Environment
 from storage.ids import NodeId
 
 FOUNDING_TABLE = "founding"
+STORE_DIRECTORY = "consensus"
+STORE_TABLES = (*JOURNAL_TABLES, *tables.TABLES, FOUNDING_TABLE)
 _FOUNDING_KEY = b"record"
 
 
@@ -43,8 +48,9 @@ class FoundingRecords:
 def open_store(config: Config) -> Environment:
     """Makes the data directory if need be; refuses one that another daemon uses."""
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    all_tables = (*JOURNAL_TABLES, *tables.TABLES, FOUNDING_TABLE)
-    return Environment.open(config.data_dir / "consensus", all_tables, software=f"meshnode {__version__}")
+    store = Environment.open(config.data_dir / STORE_DIRECTORY, STORE_TABLES, software=f"meshnode {__version__}")
+    shutil.rmtree(config.data_dir / BACKUP_DIRECTORY, ignore_errors=True)  # of a process that was killed
+    return store
 
 
 def mesh_settings(config: Config) -> MeshSettings:

@@ -15,6 +15,10 @@ MAP_ROOM_BYTES = 1024 * 1024
 DISK_RESERVE_BYTES = 16 * 1024 * 1024
 """No write begins with less free disk than this, so that a full disk is met before a commit, not inside one."""
 
+DISK_LOW_BYTES = 64 * 1024 * 1024
+"""With less free disk than this no new sessions are taken, so that what runs has room to finish: above the reserve, the
+largest results of fifty branches, or the ordinary ones of some ten thousand."""
+
 DISK_FULL_BYTES = 1024 * 1024
 """A write that fails with less free disk than this failed because the disk is full, whatever error it reports."""
 
@@ -23,6 +27,10 @@ DISK_CHECK_S = 0.25
 
 DISK_CHECK_BYTES = 64 * 1024 * 1024
 """How far the store may grow before the free space is looked at again; less when that would reach into the reserve."""
+
+COPY_ROOM_BYTES = 256 * 1024 * 1024
+"""Free in the map before the store is copied, as it cannot grow meanwhile: address space and a sparse file. At 5 MiB/s
+of writing it lasts for 50 s, in which a disk copies some 10 GiB."""
 
 READERS_MAX = 512
 """Snapshots open at the same time (slots of LMDB's reader table). Snapshots are short; more is a leak."""

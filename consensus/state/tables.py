@@ -7,6 +7,7 @@ A workspace lives for one command; it reads and writes every session row once, h
 """
 
 import re
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
 
@@ -326,10 +327,15 @@ def digest_sum(txn: Transaction) -> int:
     return int.from_bytes(txn.get(STATE_DIGEST, DIGEST_KEY) or b"", "big")
 
 
+def rows_sum(table: str, rows: Iterable[tuple[bytes, bytes]]) -> int:
+    """Share of these rows in the digest: the sums of all rows of all tables, in any order, make `digest_of_sum`."""
+    return sum(row_hash(table, key, value) for key, value in rows) if table in _PLACES else 0
+
+
+def digest_of_sum(total: int) -> bytes:
+    return (total & _DIGEST_MASK).to_bytes(DIGEST_BYTES, "big")
+
+
 def recomputed_digest(txn: Transaction) -> bytes:
     """The digest from all rows, at the cost of reading them: what the maintained one must be equal to."""
-    total = 0
-    for table in DIGESTED:
-        for key, value in txn.scan(table):
-            total += row_hash(table, key, value)
-    return (total & _DIGEST_MASK).to_bytes(DIGEST_BYTES, "big")
+    return digest_of_sum(sum(rows_sum(table, txn.scan(table)) for table in DIGESTED))

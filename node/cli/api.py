@@ -84,6 +84,18 @@ class Api:
             response.close()
             connection.close()
 
+    @contextmanager
+    def download(self, path: str, begin_s: float) -> Iterator[http.client.HTTPResponse]:
+        """An open answer of the first node that gives one, which may take `begin_s` to begin; closed at the end."""
+        connection, response = self._first("GET", path, None, None, {"Accept": "*/*"}, self.timeout_s, begin_s)
+        try:
+            if response.status != 200:
+                raise _refusal(response.status, response.read(ANSWER_BYTES_MAX))
+            yield response
+        finally:
+            response.close()
+            connection.close()
+
     def next_node(self) -> None:
         """Ask another node first from now on."""
         self._current = (self._current + 1) % len(self.urls)
@@ -124,7 +136,9 @@ class Api:
         data: bytes | None,
         headers: Mapping[str, str],
         timeout_s: float,
+        begin_s: float = 0.0,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """`begin_s`: how long an answer may take to begin, if longer than `timeout_s`."""
         target = path + (f"?{urlencode(query)}" if query else "")
         failures: list[str] = []
         refused: CommandError | None = None
@@ -133,6 +147,8 @@ class Api:
             connection = _connection(url, timeout_s)
             try:
                 connection.request(method, target, data, self._headers(headers, data is not None))
+                if begin_s > timeout_s and connection.sock is not None:
+                    connection.sock.settimeout(begin_s)
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()

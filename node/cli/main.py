@@ -33,6 +33,16 @@ _SUBMIT_EPILOG = """examples:
 """
 
 
+_BACKUP_EPILOG = """The backup is taken while the mesh works, from the node that answers, and holds everything up to
+one moment. It is checked while it arrives, and named FILE only when it is whole. Restore it with
+`meshnode --config FILE restore BACKUP`.
+
+examples:
+  meshnode backup monday.backup
+  meshnode backup --verify monday.backup
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (`node.cli.exits`)."""
     parser = build_parser()
@@ -67,6 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "status", "the state of the node that answers", client)
     _add(commands, "nodes", "the members of the mesh", client)
     _add_session(commands, client)
+    backup = _add(commands, "backup", "save all sessions and insights in a file", client, _BACKUP_EPILOG)
+    backup.add_argument("file", type=Path, metavar="FILE", help="where to save it")
+    backup.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    backup.add_argument("--verify", action="store_true", help="only check FILE, without asking a node")
     ritual = commands.add_parser("ritual", help="what the mesh can execute", allow_abbrev=False)
     rituals = ritual.add_subparsers(dest="action", metavar="action", required=True)
     _add(rituals, "list", "names and versions", client)
@@ -162,6 +176,10 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             from node.cli.doctor.command import run as examine
 
             return examine(arguments)
+        case "backup":
+            from node.cli import backup
+
+            return backup.run(arguments)
         case "session":
             from node.cli import sessions
 

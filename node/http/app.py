@@ -13,6 +13,7 @@ from aiohttp import web
 
 from node.http import limits, routes_node, routes_sessions
 from node.http.answers import wants_pretty
+from node.http.backup import get_backup
 from node.http.guard import Guard
 from node.http.index import get_index, get_openapi
 from node.http.keys import GUARD, REQUESTS, SERVICE, RequestCounter
@@ -46,6 +47,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "list_rituals": routes_node.list_rituals,
     "get_ritual": routes_node.get_ritual,
     "watch_events": watch_events,
+    "get_backup": get_backup,
 }
 """Route name -> handler; a test holds it to the table of routes."""
 

@@ -21,6 +21,9 @@ from node.http.problems import Problem
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 """Answered without a token: supervisors and load balancers have none, and they say nothing secret."""
 
+COMMANDING_PATHS: Final = frozenset({"/v1/backup"})
+"""Asked for with GET, but as costly as a command: a foreign page must not even set them off."""
+
 TOKEN_CHARACTERS_MIN: Final = 16
 TOKEN_FILE_BYTES_MAX: Final = 4_096
 
@@ -87,8 +90,9 @@ class Guard:
             self._check_host(request)
         if self._digest is not None and request.path not in OPEN_PATHS:
             self._check_token(request)
-        if request.method == "POST":
+        if request.method == "POST" or request.path in COMMANDING_PATHS:
             self._check_origin(request)
+        if request.method == "POST":
             _check_content_type(request)
 
     def _check_host(self, request: web.Request) -> None:

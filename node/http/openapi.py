@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from node import __version__
+from node.http.backup import CONTENT_TYPE as BACKUP_TYPE
 from node.http.problems import CONTENT_TYPE
 from node.http.routes import ROUTES, Route
 from node.http.schemas import schemas
@@ -39,7 +40,7 @@ def _operation(route: Route) -> dict[str, Any]:
         parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}})
     if route.name == "watch_events":
         parameters.append({"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string"}})
-    kinds = {"watch_events": "text/event-stream", "index": "text/plain"}
+    kinds = {"watch_events": "text/event-stream", "index": "text/plain", "get_backup": BACKUP_TYPE}
     kind = kinds.get(route.name, "application/json")
     schema = {"$ref": f"#/components/schemas/{route.answer}"} if kind == "application/json" else {"type": "string"}
     operation: dict[str, Any] = {

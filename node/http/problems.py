@@ -23,6 +23,8 @@ FACE_CODES: Final[dict[str, tuple[int, str]]] = {
 """Codes that only HTTP knows: status and title."""
 
 STATUS_OF: Final[dict[str, int]] = {
+    "disk_full": 507,
+    "disk_low": 507,
     "events_gone": 410,
     "forming": 503,
     "internal": 500,

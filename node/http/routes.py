@@ -47,4 +47,5 @@ ROUTES: Final = (
     Route("get_ritual", "GET", "/v1/rituals/{name}", "a ritual with its parameters", ("level",)),
     Route("watch_events", "GET", "/v1/events", "server-sent events; resumes with Last-Event-ID or after=",
           ("after", "session")),
+    Route("get_backup", "GET", "/v1/backup", "all replicated tables as one checked file; see docs/operations.md"),
 )  # fmt: skip

@@ -44,7 +44,7 @@ async def watch_events(request: web.Request) -> web.StreamResponse:
     response.charset = "utf-8"
     await response.prepare(request)
     if request.transport is not None:
-        _bound_buffers(request.transport)
+        bound_buffers(request.transport)
     try:
         # tells the client where the stream starts, so that even one that never saw an event resumes without a gap
         await _write(response, f": watching from here\nretry: {RETRY_MS}\nid: {_cursor_id(cursor)}\n\n".encode())
@@ -68,7 +68,7 @@ async def watch_events(request: web.Request) -> web.StreamResponse:
     return response
 
 
-def _bound_buffers(transport: asyncio.Transport) -> None:
+def bound_buffers(transport: asyncio.Transport) -> None:
     """Here and in the kernel, which would otherwise keep megabytes for each client that does not read."""
     transport.set_write_buffer_limits(high=limits.STREAM_BUFFER_BYTES)
     connection = transport.get_extra_info("socket")

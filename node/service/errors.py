@@ -11,6 +11,8 @@ from consensus.state.commands import Refused
 from consensus.state.rows import Session
 
 CODES: Final[dict[str, str]] = {
+    "disk_full": "The disk is full",
+    "disk_low": "The disk is nearly full",
     "events_gone": "The events asked for are no longer kept",
     "forming": "This node does not belong to a mesh yet",
     "internal": "Unexpected failure",

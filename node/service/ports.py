@@ -1,8 +1,8 @@
 """What the use-cases need of the rest of the house, as small protocols. `node.app` hands in the real things, tests hand
 in twins."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import msgspec
 from consensus.state.commands import Answer, AnyCommand
 from consensus.state.events import Numbered
 from consensus.state.rows import Tier
+from storage.dump import Header
 from storage.ids import InstanceId, NodeId, SessionId
 from storage.transactions import Transaction
 
@@ -118,3 +119,15 @@ class LivePort(Protocol):
 
 class StorePort(Protocol):
     def statistics(self) -> Any: ...
+
+
+class BackupPort(Protocol):
+    """Of `node.backups.Backup`."""
+
+    @property
+    def header(self) -> Header: ...
+    def pieces(self) -> AsyncIterator[bytes]: ...
+
+
+class BackupsPort(Protocol):
+    def take(self) -> AbstractAsyncContextManager[BackupPort]: ...

@@ -12,7 +12,8 @@ import asyncio
 import difflib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -26,6 +27,8 @@ from consensus.state.rows import Branch, BranchStatus, Insight, Member, Session,
 from node.service.errors import ServiceError, no_insight, of_consensus, of_refusal
 from node.service.paging import branches_page, check_cursor, full_page, number_cursor, scan, submit_index
 from node.service.ports import (
+    BackupPort,
+    BackupsPort,
     ExecutorPort,
     GroupPort,
     GroupStatus,
@@ -71,6 +74,7 @@ class NodeService:
         registry: RegistryPort,
         live: LivePort,
         store: StorePort,
+        backups: BackupsPort,
         now_ms: Callable[[], int],
     ) -> None:
         self.facts = facts
@@ -78,6 +82,7 @@ class NodeService:
         self.executor: ExecutorPort | None = None
         self.registry = registry
         self.store = store
+        self._backups = backups
         self.now_ms = now_ms
         self.started_at = time.monotonic()
         self.progress: ProgressClock | None = None
@@ -326,6 +331,13 @@ class NodeService:
             if (offer := member.rituals.get(name)) is not None
         ]
         return RitualView(name, own, offers)
+
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[BackupPort]:
+        """Of everything this node's replica has applied by now. Raises `overloaded`, `disk_low`, `quarantined`..."""
+        self.read(lambda txn: None)
+        async with self._backups.take() as backup:
+            yield backup
 
     # -- watching ---------------------------------------------------------------------------------------------------
 

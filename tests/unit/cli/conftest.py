@@ -25,11 +25,14 @@ class Request:
 
 @dataclass
 class Answer:
-    """`stream` lines are sent as they are, then the connection is closed."""
+    """`stream` lines are sent as they are, then the connection is closed; so is `content`, of which `cut_bytes` at the
+    end are promised and not sent."""
 
     document: Any = None
     status: int = 200
     stream: list[str] | None = None
+    content: bytes | None = None
+    cut_bytes: int = 0
 
 
 @dataclass
@@ -82,6 +85,11 @@ def start_node() -> Iterator[Callable[[], FakeNode]]:
                     self.send_header("Content-Type", "text/event-stream")
                     self.end_headers()
                     self.wfile.write("".join(f"{line}\n" for line in answer.stream).encode())
+                    return
+                if answer.content is not None:
+                    self.send_header("Content-Length", str(len(answer.content)))
+                    self.end_headers()
+                    self.wfile.write(answer.content[: len(answer.content) - answer.cut_bytes])
                     return
                 content = json.dumps(answer.document).encode()
                 self.send_header("Content-Type", "application/json")

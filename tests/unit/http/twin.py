@@ -29,8 +29,10 @@ from consensus.state.tables import TABLES
 from node.http.app import build_app
 from node.http.guard import Guard
 from node.rituals.registry import Registry
+from node.service.errors import ServiceError
 from node.service.ports import NodeFacts
 from node.service.service import NodeService
+from storage.dump import encode_dump, make_header
 from storage.ids import InstanceId, NodeId, SessionId
 from storage.memory import MemoryStore
 from storage.transactions import Transaction
@@ -155,10 +157,40 @@ class TwinLive:
         return self.states.get((session_id, branch_index))
 
 
+class TwinBackup:
+    """Of the twin's store; `breaks_after` so many pieces."""
+
+    def __init__(self, store: MemoryStore, breaks_after: int | None) -> None:
+        with store.read() as txn:
+            self.header = make_header(txn, TABLES, index=5, term=1, digest=b"", about={})
+            self._pieces = list(encode_dump(txn, self.header))
+        self._breaks_after = breaks_after
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        for number, piece in enumerate(self._pieces):
+            if number == self._breaks_after:
+                raise OSError("the copy is gone")
+            yield piece
+
+
+class TwinBackups:
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.refusal: ServiceError | None = None
+        self.breaks_after: int | None = None
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[TwinBackup]:
+        if self.refusal is not None:
+            raise self.refusal
+        yield TwinBackup(self._store, self.breaks_after)
+
+
 class TwinNode:
     def __init__(self) -> None:
         self.group = TwinGroup()
         self.live = TwinLive()
+        self.backups = TwinBackups(self.group.store)
         facts = NodeFacts(
             node_id=NODE,
             instance_id=INSTANCE,
@@ -174,6 +206,7 @@ class TwinNode:
             registry=REGISTRY,
             live=self.live,
             store=self.group.store,
+            backups=self.backups,
             now_ms=lambda: NOW_MS + self.group.state.applied_index,
         )
 
