@@ -196,11 +196,8 @@ class ReplicaDriver:
             or (wanted is not None and output.status.applied_index >= wanted)
             or is_other(old, output.status)
         )
-        if self._held is not None:
-            output = msgspec.structs.replace(output, checkpoints=self._held.checkpoints + output.checkpoints)
-            self._held = None
         if is_urgent:
-            self._told_at = now
+            self._held, self._told_at = None, now
             self._publish(output)
         else:
             self._held = output
@@ -229,7 +226,7 @@ class ReplicaDriver:
         self._status = msgspec.structs.replace(
             self._status, role=Role.FOLLOWER, leader=None, connected=(), match_index={}
         )
-        self._publish(Output([], resolved, [], [], self._status, time.monotonic()))
+        self._publish(Output([], resolved, [], self._status, time.monotonic()))
 
     def _give_up(self, error: Exception) -> None:
         self._publish((error, True))
@@ -265,7 +262,7 @@ class ReplicaDriver:
 
 def unknown_status(node_id: NodeId, voters: tuple[NodeId, ...]) -> ReplicaStatus:
     """Until the replica has made its first step."""
-    return ReplicaStatus(node_id, Role.FOLLOWER, 0, None, 0, 0, 0, 0, voters, (), {}, False, {})
+    return ReplicaStatus(node_id, Role.FOLLOWER, 0, None, 0, 0, 0, 0, voters, (), {}, False, None, {})
 
 
 def is_other(old: ReplicaStatus, new: ReplicaStatus) -> bool:

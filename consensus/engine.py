@@ -27,6 +27,7 @@ from consensus.messages import (
     COMMAND,
     AnyMessage,
     AppendEntries,
+    Entry,
     NextIndex,
     RequestVote,
     TimeoutNow,
@@ -51,7 +52,7 @@ class EngineOwner(Protocol):
 
     def on_send(self, peer: NodeId, message: AnyMessage) -> None: ...
 
-    def on_apply(self, index: int, kind: bytes, command: bytes) -> None: ...
+    def on_apply(self, entries: list[Entry]) -> None: ...
 
     def take_proposals(self) -> list[tuple[int, bytes]]: ...
 
@@ -270,8 +271,27 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         """To the engine's own message handler, in its own format."""
         self._SyncObj__onMessageReceived(self.nodes[peer], message)
 
+    def lead(self) -> None:
+        """The part of a leader's tick that followers wait for: what is agreed now, and new entries. `tick` does the
+        rest, applying among it, while they work."""
+        self._agree()
+        self._checkCommandsToApply()
+        self._send_new()
+
     def tick(self) -> None:
         self.doTick(0.0)
+        self._send_new()
+
+    def _agree(self) -> None:
+        """The commit rule, as the engine has it, without its walk over every entry: a majority holds it, and it is of
+        this term (Raft, section 5.4.2)."""
+        held = sorted([self.match_index(peer) for peer in self.peers], reverse=True)
+        if held:
+            index = min(held[self.majority - 2], self.journal.last_index)
+            if index > self.commit_index and self.journal.term_at(index) == self.term:
+                self.advance_commit(index)
+
+    def _send_new(self) -> None:
         if self.is_leader and any(
             self.next_index(peer) <= self.journal.last_index and self._may_send(peer) for peer in self.peers
         ):
@@ -335,6 +355,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         is the heartbeat. Nothing is lost by stopping early: `next` only moves past what was sent."""
         self._SyncObj__newAppendEntriesTime = _surroundings.now + self.settings.heartbeat_s
         term, commit, journal = self.term, self.commit_index, self.journal
+        batches: dict[int, tuple[AppendEntries, int]] = {}
         for peer in self.peers:
             if not self.is_connected(peer):
                 continue
@@ -342,23 +363,31 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             start = max(self._SyncObj__raftNextIndex[node], journal.first_index + 1)
             has_sent = False
             while not has_sent or (start <= journal.last_index and self._may_send(peer)):
-                entries = []
                 if start <= journal.last_index and self._may_send(peer):
-                    entries = journal.entries(
-                        start,
-                        journal.last_index + 1,
-                        bytes_max=self.settings.batch_bytes,
-                        count_max=self.settings.batch_entries,
-                    )
-                    size = sum(len(entry[0]) for entry in entries) + 32 * len(entries)
-                    self._in_flight[peer].append((entries[-1][1], size))
+                    if start not in batches:
+                        batches[start] = self._batch(start)
+                    message, size = batches[start]
+                    self._in_flight[peer].append((message.entries[-1][1], size))
                     self._in_flight_bytes[peer] += size
-                message = AppendEntries(term, commit, start - 1, journal.term_at(start - 1), entries)
+                else:
+                    message = AppendEntries(term, commit, start - 1, journal.term_at(start - 1), [])
                 self.owner.on_send(peer, message)
-                start += len(entries)
+                start += len(message.entries)
                 self.commit_told[peer] = max(self.commit_told[peer], min(commit, start - 1))
                 has_sent = True
             self._SyncObj__raftNextIndex[node] = start
+
+    def _batch(self, start: int) -> tuple[AppendEntries, int]:
+        """Entries from `start`, and about how many bytes they are on their way."""
+        entries = self.journal.entries(
+            start,
+            self.journal.last_index + 1,
+            bytes_max=self.settings.batch_bytes,
+            count_max=self.settings.batch_entries,
+        )
+        size = sum([len(entry[0]) for entry in entries]) + 32 * len(entries)
+        message = AppendEntries(self.term, self.commit_index, start - 1, self.journal.term_at(start - 1), entries)
+        return message, size
 
     def _checkCommandsToApply(self) -> None:
         """The engine would forward them when it is not the leader; ours are then answered, not forwarded."""
@@ -367,10 +396,19 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             self.journal.add(COMMAND + command, index, self.term)
             self.owner.on_appended(index, token)
 
-    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
-        index = self.applied_index + 1
-        kind = command[:1]
-        self.owner.on_apply(index, kind, command[1:] if kind == COMMAND else b"")
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """What is committed, as much as one slice of the log holds, in one call. False: nothing to send for it."""
+        first, journal = self.applied_index + 1, self.journal
+        if first <= self.commit_index:
+            entries = journal.entries(
+                first,
+                self.commit_index + 1,
+                bytes_max=self.settings.slice_bytes_max,
+                count_max=self.settings.slice_entries_max,
+            )
+            self.owner.on_apply(entries)
+            self._SyncObj__raftLastApplied = entries[-1][1]
+        return False
 
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
         """Membership never travels as a pickle in the log."""

@@ -13,7 +13,6 @@ import heapq
 import itertools
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -23,7 +22,7 @@ from consensus.driver import Frames, ReplicaDriver, is_other, unknown_status
 from consensus.engine import Role
 from consensus.errors import ProposalFailed, ProposalTimeout, Unavailable
 from consensus.inbox import PeerStream, StreamUp
-from consensus.limits import CHECKPOINTS_MAX, FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, RaftSettings
+from consensus.limits import FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, RaftSettings
 from consensus.replica import (
     LinkDown,
     LinkUp,
@@ -117,7 +116,6 @@ class Group:
         self._barrier_task: asyncio.Task[None] | None = None
         self._event_watchers: list[Callable[[list[Numbered]], None]] = []
         self._status_watchers: list[Callable[[ReplicaStatus], None]] = []
-        self._digests: OrderedDict[int, bytes] = OrderedDict()
         self._stopped: Unavailable | None = None
 
     # -- life --
@@ -214,15 +212,6 @@ class Group:
         """When role, term, leader, links or quarantine change. Returns the end of the subscription."""
         self._status_watchers.append(callback)
         return lambda: self._status_watchers.remove(callback)
-
-    def latest_checkpoint(self) -> tuple[int, bytes] | None:
-        """Index and table digest after the newest canary applied since the start. Replicas exchange these themselves;
-        one that a majority contradicts is quarantined (see the status)."""
-        return next(reversed(self._digests.items()), None)
-
-    def digest_at(self, index: int) -> bytes | None:
-        """Of a recent checkpoint."""
-        return self._digests.get(index)
 
     async def wait_applied(self, index: int) -> None:
         """Until this node has applied `index`. No deadline of its own."""
@@ -385,10 +374,6 @@ class Group:
     def _on_output(self, output: Output) -> None:
         self._on_frames(output.messages)
         old, self._status = self._status, output.status
-        for checkpoint in output.checkpoints:
-            self._digests[checkpoint[0]] = checkpoint[1]
-            if len(self._digests) > CHECKPOINTS_MAX:
-                self._digests.popitem(last=False)
         waiting = self._waiting
         for resolved in output.resolved:
             waiter = waiting.pop(resolved.token, None)

@@ -93,8 +93,10 @@ class Journal:
                         return found
                     found.append(_decode(key, value))
             start = until
-        for position in range(start - self._tail_first, stop - self._tail_first):
-            entry = self._tail[position]
+        newest = self._tail[start - self._tail_first : stop - self._tail_first]
+        if size + sum([len(entry[0]) for entry in newest]) <= bytes_max:
+            return found + newest if found else newest
+        for entry in newest:
             size += len(entry[0])
             if size > bytes_max and len(found) >= count_min:
                 break
@@ -218,9 +220,10 @@ class Journal:
         if self._cut_from is not None:
             txn.delete_range(LOG_TABLE, self._cut_from.to_bytes(8, "big"), None)
             self._cut_from = None
-        for position in range(self._flushed_last + 1 - self._tail_first, len(self._tail)):
-            command, index, term = self._tail[position]
-            txn.put(LOG_TABLE, index.to_bytes(8, "big"), term.to_bytes(8, "big") + command)
+        new = self._tail[self._flushed_last + 1 - self._tail_first :]
+        if new:
+            rows = [(index.to_bytes(8, "big"), term.to_bytes(8, "big") + command) for command, index, term in new]
+            txn.put_many(LOG_TABLE, rows)
         self._flushed_last = self.last_index
         write_hard_state(txn, HardState(_FORMAT, self._term, self._vote, self._commit_index, self.applied_index))
         self._is_hard_changed = False

@@ -17,7 +17,6 @@ No clock, no dice, no I/O but the store.
 """
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -29,7 +28,16 @@ from consensus.errors import ReplicaDead, VotersChanged
 from consensus.guard import Guard
 from consensus.journal import RAFT_TABLE, Journal
 from consensus.limits import CHECKPOINT_PERIOD_S, CHECKPOINTS_MAX, COMMAND_BYTES_MAX, RaftSettings
-from consensus.messages import COMMAND, AnyMessage, AppendEntries, Checkpoint, Commit, decode_frame, encode_frame
+from consensus.messages import (
+    COMMAND,
+    AnyMessage,
+    AppendEntries,
+    Checkpoint,
+    Commit,
+    Entry,
+    decode_frame,
+    encode_frame,
+)
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction, WriteTransaction
 
@@ -108,6 +116,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     """Of each peer, while leader: what it holds durably."""
     is_quarantined: bool
     """A majority of the voters has other tables at the same index: this replica must not be asked."""
+    checkpoint: tuple[int, bytes] | None
+    """Index and table digest after the newest checkpoint applied since the start."""
     dropped: dict[str, int]
     """Messages of peers that were not believed, by reason."""
 
@@ -118,7 +128,6 @@ class Output(msgspec.Struct, frozen=True):
     messages: list[tuple[NodeId, bytes]]
     resolved: list[Resolved]
     events: list[Any]
-    checkpoints: list[tuple[int, bytes]]
     status: ReplicaStatus
     next_deadline: float
     """Step again at this time if nothing arrives before; the current time if there is more to do at once."""
@@ -164,9 +173,8 @@ class Replica:
         self._outbox: list[tuple[NodeId, AnyMessage]] = []
         self._resolved: list[Resolved] = []
         self._events: list[Any] = []
-        self._checkpoints: list[tuple[int, bytes]] = []
+        self._checkpoint: tuple[int, bytes] | None = None
         self._digests: dict[int, bytes] = {}
-        self._digest_order: deque[int] = deque()
         self._reported: dict[NodeId, Checkpoint] = {}
         self._disagreeing: set[NodeId] = set()
         self._told_at = float("-inf")
@@ -213,6 +221,7 @@ class Replica:
             self._connected,
             {peer: engine.match_index(peer) for peer in engine.peers} if engine.is_leader else {},
             self._is_quarantined,
+            self._checkpoint,
             self._dropped,
         )
 
@@ -231,6 +240,9 @@ class Replica:
             self._take_in(given)
         self.election.before_tick(now)
         term = engine.term
+        if engine.is_leader and engine.peers:
+            engine.lead()
+            self._speak_early(speak_early)
         engine.tick()
         if not engine.peers:
             engine.tick()  # alone, what was just appended is agreed; it becomes durable and applied in one
@@ -242,8 +254,7 @@ class Replica:
         if self.journal.is_dirty:
             self.journal.flush(self._write())
         if self._txn is not None:
-            if speak_early is not None and engine.is_leader and engine.term == self._durable_term:
-                speak_early(self._take_early())
+            self._speak_early(speak_early)
             self._txn.commit()
             self._txn = self.journal.open_txn = None
             self._durable_term = engine.term
@@ -296,32 +307,42 @@ class Replica:
             self._txn = self.journal.open_txn = self._store.begin_write()
         return self._txn
 
-    def _take_early(self) -> list[tuple[NodeId, bytes]]:
-        """Entries, and what is committed: both say nothing about this replica's own disk."""
+    def _speak_early(self, speak_early: SpeakEarly | None) -> None:
+        """Entries, and what is committed: both say nothing about this replica's own disk, but of its term."""
+        if speak_early is None or not self.engine.is_leader or self.engine.term != self._durable_term:
+            return
         early = [said for said in self._outbox if isinstance(said[1], AppendEntries | Commit)]
         self._outbox = [said for said in self._outbox if not isinstance(said[1], AppendEntries | Commit)]
-        return self._pack(early)
+        if early:
+            speak_early(self._pack(early))
 
     def _speak(self) -> Output:
         messages, self._outbox = self._pack(self._outbox), []
         resolved, self._resolved = self._resolved, []
         events, self._events = self._events, []
-        checkpoints, self._checkpoints = self._checkpoints, []
-        return Output(messages, resolved, events, checkpoints, self.status, self._next_deadline())
+        return Output(messages, resolved, events, self.status, self._next_deadline())
 
     def _pack(self, outbox: list[tuple[NodeId, AnyMessage]]) -> list[tuple[NodeId, bytes]]:
-        """A frame a peer, in order; a new frame where entries would make it too long."""
-        frames: list[tuple[NodeId, bytes]] = []
+        """A frame a peer, in order; a new frame where entries would make it too long. What two peers are told alike is
+        encoded once."""
+        lists: list[tuple[NodeId, list[AnyMessage]]] = []
         waiting: dict[NodeId, tuple[list[AnyMessage], int]] = {}
         for peer, message in outbox:
-            size = sum(len(entry[0]) for entry in message.entries) if type(message) is AppendEntries else 0
-            queued, total = waiting.get(peer, ([], 0))
-            if queued and (total + size > self._settings.batch_bytes or len(queued) >= 512):
-                frames.append((peer, encode_frame(queued)))
+            size = sum([len(entry[0]) for entry in message.entries]) if type(message) is AppendEntries else 0
+            queued, total = waiting.get(peer, (None, 0))
+            if queued is None or total + size > self._settings.batch_bytes or len(queued) >= 512:
                 queued, total = [], 0
+                lists.append((peer, queued))
             queued.append(message)
             waiting[peer] = (queued, total + size)
-        frames.extend((peer, encode_frame(queued)) for peer, (queued, _) in waiting.items())
+        encoded: dict[tuple[int, ...], bytes] = {}
+        frames: list[tuple[NodeId, bytes]] = []
+        for peer, messages in lists:
+            key = tuple([id(message) for message in messages])
+            frame = encoded.get(key)
+            if frame is None:
+                frame = encoded[key] = encode_frame(messages)
+            frames.append((peer, frame))
         return frames
 
     def _next_deadline(self) -> float:
@@ -381,19 +402,24 @@ class Replica:
     def on_send(self, peer: NodeId, message: AnyMessage) -> None:
         self._outbox.append((peer, message))
 
-    def on_apply(self, index: int, kind: bytes, command: bytes) -> None:
-        self.journal.set_applied(index)
-        if kind != COMMAND:
-            return
-        txn = self._write()
-        answer, events = self._machine.apply(txn, index, command)
-        self._events.extend(events)
-        digest = self._machine.checkpoint(txn, index, command)
-        if digest is not None:
-            self._record_checkpoint(index, digest)
-        token = self._waiting.pop(index, None)
-        if token is not None:
-            self._resolved.append(Resolved(token, index, answer, None))
+    def on_apply(self, entries: list[Entry]) -> None:
+        self.journal.set_applied(entries[-1][1])
+        machine, waiting, resolved = self._machine, self._waiting, self._resolved
+        txn: WriteTransaction | None = None
+        for raw, index, _ in entries:
+            if raw[:1] != COMMAND:
+                continue
+            txn = txn or self._write()
+            command = raw[1:]
+            answer, events = machine.apply(txn, index, command)
+            if events:
+                self._events.extend(events)
+            digest = machine.checkpoint(txn, index, command)
+            if digest is not None:
+                self._record_checkpoint(index, digest)
+            token = waiting.pop(index, None)
+            if token is not None:
+                resolved.append(Resolved(token, index, answer, None))
 
     def take_proposals(self) -> list[tuple[int, bytes]]:
         proposals, self._proposals = self._proposals, []
@@ -413,11 +439,11 @@ class Replica:
     # -- comparing tables with peers --
 
     def _record_checkpoint(self, index: int, digest: bytes) -> None:
-        self._checkpoints.append((index, digest))
-        self._digests[index] = digest
-        self._digest_order.append(index)
-        if len(self._digest_order) > CHECKPOINTS_MAX:
-            del self._digests[self._digest_order.popleft()]
+        self._checkpoint = (index, digest)
+        digests = self._digests
+        digests[index] = digest
+        if len(digests) > CHECKPOINTS_MAX:
+            del digests[next(iter(digests))]
         if self._now - self._told_at >= CHECKPOINT_PERIOD_S:
             self._told_at = self._now
             for peer in self.engine.peers:

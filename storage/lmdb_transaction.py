@@ -1,6 +1,6 @@
 """A transaction of `storage.environment`: the hot path of the replica, so it does as little as it can per call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -52,6 +52,18 @@ class LmdbTransaction:
             self._put(key, value, True, True, False, self._handles[table])  # dupdata, overwrite, append, db
         except lmdb.BadValsizeError:
             raise ValueError(f"a key of {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed") from None
+        except lmdb.Error as error:
+            raise self._failed(error) from error
+
+    def put_many(self, table: str, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        if self._is_over or not self._is_write:
+            raise self._refusal()
+        self._changes += 1
+        try:
+            with self._raw.cursor(self._handles[table]) as cursor:
+                cursor.putmulti(rows, True, True, False)  # dupdata, overwrite, append
+        except lmdb.BadValsizeError:
+            raise ValueError(f"a key that is too long or empty; 1 to {KEY_BYTES_MAX} bytes are allowed") from None
         except lmdb.Error as error:
             raise self._failed(error) from error
 

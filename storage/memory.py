@@ -162,6 +162,10 @@ class MemoryTransaction:
         values[key] = value
         self._changes += 1
 
+    def put_many(self, table: str, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in rows:
+            self.put(table, key, value)
+
     def delete(self, table: str, key: bytes) -> bool:
         undo = self._touch(table)
         rows = self._tables[table]

@@ -5,7 +5,7 @@ runs over both. Tables are ordered maps from bytes to bytes, named when the stor
 KeyError. Keys are 1 to 511 bytes (else ValueError); values may be empty.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -27,6 +27,9 @@ class Transaction(Protocol):
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Insert or replace. On a snapshot: RuntimeError, as for every change."""
+
+    def put_many(self, table: str, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """The same as a `put` of each, and cheaper."""
 
     def delete(self, table: str, key: bytes) -> bool:
         """Whether the key was there."""

@@ -96,12 +96,6 @@ def check_command(command: AnyCommand) -> None:
     """Raises CommandError. For proposers too: what passes here is not refused as malformed later."""
     _range("at_ms", command.at_ms, 0, TIME_MS_MAX)
     match command:
-        case SubmitSession():
-            _check_submission(command)
-        case RegisterMember():
-            _check_registration(command)
-        case SetMemberStatus():
-            _id("node_id", command.node_id)
         case Canary():
             _id("node_id", command.node_id)
             if len(command.payload) > CANARY_PAYLOAD_BYTES_MAX:
@@ -110,6 +104,12 @@ def check_command(command: AnyCommand) -> None:
             _check_offer(command.offer)
         case CancelSession() | AssignBranches() | RequeueBranches():
             pass
+        case SubmitSession():
+            _check_submission(command)
+        case RegisterMember():
+            _check_registration(command)
+        case SetMemberStatus():
+            _id("node_id", command.node_id)
         case _:
             assert_never(command)
 
