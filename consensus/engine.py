@@ -391,10 +391,12 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _checkCommandsToApply(self) -> None:
         """The engine would forward them when it is not the leader; ours are then answered, not forwarded."""
-        for token, command in self.owner.take_proposals():
-            index = self.journal.last_index + 1
-            self.journal.add(COMMAND + command, index, self.term)
-            self.owner.on_appended(index, token)
+        proposals = self.owner.take_proposals()
+        if proposals:
+            term, add, on_appended = self.term, self.journal.add, self.owner.on_appended
+            for index, (token, command) in enumerate(proposals, self.journal.last_index + 1):
+                add(COMMAND + command, index, term)
+                on_appended(index, token)
 
     def _SyncObj__applyLogEntries(self) -> bool:
         """What is committed, as much as one slice of the log holds, in one call. False: nothing to send for it."""

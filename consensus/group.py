@@ -306,8 +306,8 @@ class Group:
             await self._wait_for_change(pause_s)
             pause_s = min(pause_s * 2, _RETRY_LAST_S)
 
-    async def _propose_here(self, payload: bytes, until: float) -> Resolved:
-        """Raises TimeoutError a little after `until`."""
+    def _propose_here(self, payload: bytes, until: float) -> asyncio.Future[Resolved]:
+        """Fails with TimeoutError a little after `until`."""
         if self._stopped is not None:
             raise self._stopped
         token = next(self._tokens)
@@ -317,17 +317,16 @@ class Group:
         if self._sweeper is None:
             self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         self._driver.post(Propose(token, payload))
-        try:
-            return await future
-        finally:
-            self._waiting.pop(token, None)
+        return future
 
     def _sweep(self) -> None:
         """One timer for all proposals: a timer each would cost as much as the proposal."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for future, until in self._waiting.values():
-            if until <= now and not future.done():
+        over = [token for token, (future, until) in self._waiting.items() if until <= now or future.done()]
+        for token in over:
+            future, _ = self._waiting.pop(token)
+            if not future.done():
                 future.set_exception(TimeoutError())
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from consensus.limits import INPUTS_PER_STEP_MAX, INPUTS_WAITING_MAX
-from consensus.replica import Input, LinkDown, LinkUp, PeerMessage
+from consensus.replica import Input, LinkDown, LinkUp, PeerMessage, Propose
 from storage.ids import NodeId
 
 
@@ -104,6 +104,9 @@ class Inbox:
         posted = self._posted
         for _ in range(min(len(posted), INPUTS_PER_STEP_MAX)):
             given = posted.popleft()
+            if type(given) is Propose:  # most are
+                inputs.append(given)
+                continue
             match given:
                 case Stop():
                     return None
