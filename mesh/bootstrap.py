@@ -42,6 +42,7 @@ from mesh.proposals import (
     Propose,
     Withdraw,
     floor_of,
+    make_mesh_id,
 )
 from mesh.sight import Sight
 from storage.ids import MeshId, NodeId
@@ -222,7 +223,7 @@ class Bootstrap:
         number = sight.next_number(voters, self.floor)
         if number > NUMBER_MAX:
             return
-        mesh_id = _mesh_id(self.own, number, wall_ms, voters)
+        mesh_id = make_mesh_id(self.own, number, wall_ms, voters)
         proposal = FoundingRecord("promised", mesh_id, voters, self.own, wall_ms, number=number, floor=number)
         self._promises = set()
         self._held_since = now
@@ -310,12 +311,6 @@ class Bootstrap:
 
     def _is_jump(self, number: int) -> bool:
         return number > self.floor + FLOOR_JUMP_MAX
-
-
-def _mesh_id(own: NodeId, number: int, wall_ms: int, voters: tuple[NodeId, ...]) -> MeshId:
-    """Unique without dice: `own` never uses a number twice, and the time covers a data directory that was removed."""
-    text = f"{own}|{number}|{wall_ms}|{','.join(voters)}"
-    return MeshId(hashlib.blake2b(text.encode(), digest_size=16, person=b"meshnode-founded").hexdigest())
 
 
 def _jitter(own: NodeId, number: int) -> float:

@@ -42,6 +42,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     mesh_id: MeshId | None = None
     voters: tuple[NodeId, ...] | None = None
     features: tuple[str, ...] = ()
+    former: tuple[MeshId, ...] = ()
+    """Meshes that the sender's goes on for."""
 
 
 class StreamHello(msgspec.Struct, frozen=True):
@@ -92,7 +94,7 @@ def read_hello(body: bytes) -> Hello | Refuse:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return Refuse("garbage", f"the hello cannot be read: {error}")
     texts = (hello.mesh_name, hello.node_id, hello.instance_id, hello.node_name, hello.tier, hello.software)
-    lists = (hello.addresses, hello.voters or (), hello.features)
+    lists = (hello.addresses, hello.voters or (), hello.features, hello.former)
     if any(len(text) > _TEXT_CHARACTERS_MAX for text in texts) or any(len(items) > _ITEMS_MAX for items in lists):
         return Refuse("garbage", "the hello has a field that is too long")
     return hello
@@ -136,17 +138,31 @@ def judge(ours: Hello, theirs: Hello, presented: NodeId) -> Refuse | None:
             f"the meshes have different names, {ours.mesh_name!r} ({ours.node_name}) and {theirs.mesh_name!r} "
             f"({theirs.node_name}): set the same [mesh] name on both, or give each mesh a secret of its own",
         )
-    return judge_mesh(ours, theirs.mesh_id, theirs.node_name)
+    return judge_mesh(ours, theirs.mesh_id, theirs.former, theirs.node_name)
 
 
-def judge_mesh(ours: Hello, mesh_id: MeshId | None, peer_name: str) -> Refuse | None:
-    """Two meshes were founded under one name and secret, for example on two sides of a cut cable."""
+def judge_mesh(ours: Hello, mesh_id: MeshId | None, former: tuple[MeshId, ...], peer_name: str) -> Refuse | None:
+    """Two meshes were founded under one name and secret, for example on two sides of a cut cable; or one of them goes
+    on for the other (`former`: for which ones the peer's does)."""
     if ours.mesh_id is None or mesh_id is None or ours.mesh_id == mesh_id:
         return None
+    if mesh_id in ours.former:
+        return _superseded(peer_name, mesh_id, ours.node_name, ours.mesh_id)
+    if ours.mesh_id in former:
+        return _superseded(ours.node_name, ours.mesh_id, peer_name, mesh_id)
     return Refuse(
         "other_mesh_id",
         f"{ours.node_name!r} belongs to mesh {ours.mesh_id} and {peer_name!r} to mesh {mesh_id}, founded separately "
         "under the same name: keep one, and remove the data directories of the other's nodes so that they join it",
+    )
+
+
+def _superseded(old_name: str, old: MeshId, new_name: str, new: MeshId) -> Refuse:
+    return Refuse(
+        "superseded_mesh",
+        f"{old_name!r} still belongs to mesh {old}, which was given up: {new_name!r} recovered or restored it as mesh "
+        f"{new}. Stop {old_name!r}, move its data directory away (keep it until nothing is missed) and start it "
+        "again: it joins as a new node",
     )
 
 

@@ -115,3 +115,6 @@ FOUNDING_SETTLE_S = 0.3
 
 FOUNDING_CROWD_S = 3.0
 """The same when there are more, or others are being dialled: a lost SYN is repeated after 1 s and after 3 s."""
+
+PROBES_AT_ONCE = 16
+"""Threads that ask addresses at once while a tool looks for the voters of a mesh: seven voters at two addresses."""

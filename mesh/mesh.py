@@ -249,6 +249,7 @@ class Mesh:
             bootstrap_expect=self.settings.bootstrap_expect,
             mesh_id=None if record is None else record.mesh_id,
             voters=None if record is None else record.voters,
+            former=() if record is None else record.former,
             features=(STREAMS,),
         )
 
@@ -291,7 +292,8 @@ class Mesh:
         message = self._founder.received(peer, body)
         if isinstance(message, Announce) and message.record is not None and message.record.state == "founded":
             hello = self.hello_of(peer)
-            refuse = judge_mesh(self._hello(""), message.record.mesh_id, "" if hello is None else hello.node_name)
+            name = "" if hello is None else hello.node_name
+            refuse = judge_mesh(self._hello(""), message.record.mesh_id, message.record.former, name)
             if refuse is not None:
                 self._manager.refuse_link(peer, refuse)
 

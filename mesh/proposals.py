@@ -1,5 +1,6 @@
 """What nodes remember of a founding and tell each other about it. Pure; the rules are in `bootstrap.py`."""
 
+import hashlib
 from typing import Final, Literal
 
 import msgspec
@@ -15,6 +16,9 @@ it would use up the numbers for good, for floors are durable."""
 
 _VOTERS_MAX: Final = 7
 
+FORMER_MAX: Final = 16
+"""Former meshes remembered: their nodes come back within months, and nobody recovers that often."""
+
 
 class FoundingRecord(msgspec.Struct, frozen=True):
     """What a node must not forget. `fresh` with a floor: it promised or refused something that is dead now."""
@@ -28,6 +32,24 @@ class FoundingRecord(msgspec.Struct, frozen=True):
     floor: int = 0
     is_withdrawn: bool = False
     is_taken_over: bool = False
+    former: tuple[MeshId, ...] = ()
+    """Meshes that this one goes on for, the latest last: it was restored from a backup of theirs, or recovered after
+    their majority was lost. Their nodes are told so when they come back."""
+
+
+def succeed(own: NodeId, former: tuple[MeshId, ...], floor: int, wall_ms: int) -> FoundingRecord:
+    """The founding of a mesh of one voter that goes on for others, by a person's decision."""
+    number = min(floor + 1, NUMBER_MAX)
+    mesh_id = make_mesh_id(own, number, wall_ms, (own,))
+    return FoundingRecord(
+        "founded", mesh_id, (own,), own, wall_ms, number=number, floor=number, former=former[-FORMER_MAX:]
+    )
+
+
+def make_mesh_id(own: NodeId, number: int, wall_ms: int, voters: tuple[NodeId, ...]) -> MeshId:
+    """Unique without dice: `own` never uses a number twice, and the time covers a data directory that was removed."""
+    text = f"{own}|{number}|{wall_ms}|{','.join(voters)}"
+    return MeshId(hashlib.blake2b(text.encode(), digest_size=16, person=b"meshnode-founded").hexdigest())
 
 
 def floor_of(record: FoundingRecord | None) -> int:
@@ -90,5 +112,10 @@ def decode_message(body: bytes) -> Message | None:
     if record is None:
         return message
     is_sane = len(record.voters) <= _VOTERS_MAX and len(set(record.voters)) == len(record.voters)
-    is_sane = is_sane and 0 <= record.number <= NUMBER_MAX and 0 <= record.floor <= NUMBER_MAX
+    is_sane = (
+        is_sane
+        and len(record.former) <= FORMER_MAX
+        and 0 <= record.number <= NUMBER_MAX
+        and 0 <= record.floor <= NUMBER_MAX
+    )
     return message if is_sane and (record.state == "fresh" or record.proposer in record.voters) else None

@@ -21,6 +21,7 @@ from node.service.times import now_ms
 from storage import codec
 from storage.environment import Environment
 from storage.ids import NodeId
+from storage.transactions import Transaction
 
 FOUNDING_TABLE = "founding"
 STORE_DIRECTORY = "consensus"
@@ -36,13 +37,21 @@ class FoundingRecords:
 
     def load(self) -> FoundingRecord | None:
         with self._store.read() as txn:
-            data = txn.get(FOUNDING_TABLE, _FOUNDING_KEY)
-        return None if data is None else codec.decode(data, FoundingRecord)
+            return read_founding(txn)
 
     def save(self, record: FoundingRecord) -> None:
         """Not on the loop's thread: it waits for the disk."""
         with self._store.write() as txn:
-            txn.put(FOUNDING_TABLE, _FOUNDING_KEY, codec.encode(record))
+            put_founding(txn, record)
+
+
+def read_founding(txn: Transaction) -> FoundingRecord | None:
+    data = txn.get(FOUNDING_TABLE, _FOUNDING_KEY)
+    return None if data is None else codec.decode(data, FoundingRecord)
+
+
+def put_founding(txn: Transaction, record: FoundingRecord) -> None:
+    txn.put(FOUNDING_TABLE, _FOUNDING_KEY, codec.encode(record))
 
 
 def open_store(config: Config) -> Environment:

@@ -19,6 +19,7 @@ from consensus.backup import BackupReader
 from node.cli import render
 from node.cli.api import Api
 from node.cli.exits import CommandError, Exit
+from node.cli.files import sync_directory
 from storage.dump import Header
 from storage.errors import DamagedDump, NewerFormat
 
@@ -55,7 +56,7 @@ def take(api: Api, path: Path) -> dict[str, Any]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -166,11 +167,3 @@ def _kept(pieces: Iterable[bytes], file: BinaryIO) -> Iterator[bytes]:
     for piece in pieces:
         file.write(piece)
         yield piece
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

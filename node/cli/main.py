@@ -43,6 +43,24 @@ examples:
 """
 
 
+_RESTORE_EPILOG = """The data directory must be empty. The new mesh has one voter, this node; others join it as new
+nodes.
+
+example:
+  meshnode --config core.toml restore monday.backup
+"""
+
+_RECOVER_EPILOG = """Only when a majority of the Core nodes will never come back; as long as it may, wait for it. What
+was accepted by a majority without this node is lost: run --dry-run on every node that survives, and recover the one
+with the highest last term and index. It becomes the only voter of a new mesh; all other nodes, also those that
+survived, join it as new nodes with empty data directories.
+
+examples:
+  meshnode --config core.toml recover --dry-run
+  meshnode --config core.toml recover
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (`node.cli.exits`)."""
     parser = build_parser()
@@ -81,6 +99,13 @@ def build_parser() -> argparse.ArgumentParser:
     backup.add_argument("file", type=Path, metavar="FILE", help="where to save it")
     backup.add_argument("--force", action="store_true", help="replace FILE if it exists")
     backup.add_argument("--verify", action="store_true", help="only check FILE, without asking a node")
+    offline = _offline_options()
+    restore = _add(commands, "restore", "make a new mesh of one node from a backup", offline, _RESTORE_EPILOG)
+    restore.add_argument("backup", type=Path, metavar="BACKUP", help="file made by `meshnode backup`")
+    recover = _add(commands, "recover", "go on alone after most nodes are lost for good", offline, _RECOVER_EPILOG)
+    recover.add_argument("--dry-run", action="store_true", help="only say what would survive; changes nothing")
+    recover.add_argument("--yes", action="store_true", help="do not ask")
+    recover.add_argument("--no-copy", action="store_true", help="do not keep a copy of the data as it was")
     ritual = commands.add_parser("ritual", help="what the mesh can execute", allow_abbrev=False)
     rituals = ritual.add_subparsers(dest="action", metavar="action", required=True)
     _add(rituals, "list", "names and versions", client)
@@ -125,6 +150,14 @@ def _client_options() -> argparse.ArgumentParser:
     return options
 
 
+def _offline_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    group = options.add_argument_group("the node, which must not be running")
+    group.add_argument("--config", dest="offline_config", type=Path, metavar="FILE", help="its configuration")
+    group.add_argument("--json", action="store_true", help="answer in JSON")
+    return options
+
+
 def _add_session(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", client: argparse.ArgumentParser
 ) -> None:
@@ -160,8 +193,9 @@ def _add_session(
 
 
 def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if arguments.command is not None and (arguments.config is not None or arguments.check):
-        parser.error("--config and --check belong to the daemon, not to a command")
+    is_offline = arguments.command in ("restore", "recover")
+    if arguments.command is not None and ((arguments.config is not None and not is_offline) or arguments.check):
+        parser.error("--config and --check belong to the daemon, not to this command")
     match arguments.command:
         case None:
             if arguments.config is None:
@@ -180,6 +214,14 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             from node.cli import backup
 
             return backup.run(arguments)
+        case "restore":
+            from node.cli import restore
+
+            return restore.run(arguments)
+        case "recover":
+            from node.cli import recover
+
+            return recover.run(arguments)
         case "session":
             from node.cli import sessions
 
