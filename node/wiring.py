@@ -21,7 +21,7 @@ from node.service.times import now_ms
 from storage import codec
 from storage.environment import Environment
 from storage.ids import NodeId
-from storage.transactions import Transaction
+from storage.transactions import Store, Transaction
 
 FOUNDING_TABLE = "founding"
 STORE_DIRECTORY = "consensus"
@@ -32,7 +32,7 @@ _FOUNDING_KEY = b"record"
 class FoundingRecords:
     """`mesh.bootstrap`'s memory, in the store, so that it is as durable as the log it leads to."""
 
-    def __init__(self, store: Environment) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
 
     def load(self) -> FoundingRecord | None:

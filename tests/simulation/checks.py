@@ -1,5 +1,6 @@
 """What must hold whatever goes wrong. Raises Violation."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 
 from consensus.engine import Role
@@ -27,18 +28,36 @@ class Checks:
         self.acked: dict[int, bytes] = {}
         """Token -> command whose success was told to its proposer."""
         self._applied: dict[NodeId, int] = {}
+        self._eventful: list[int] = []
+        """Indexes whose commands yield events, in order."""
+        self._told: dict[NodeId, int] = {}
+        """How many of them each node has told its watchers in this life, or had applied before it."""
 
     def applies(self, i: NodeId, applied: Iterable[tuple[int, bytes]]) -> None:
         """State machine safety (Ongaro and Ousterhout, section 5.4.3)."""
         for index, command in applied:
-            known = self.agreed.setdefault(index, command)
-            if known != command:
+            known = self.agreed.get(index)
+            if known is None:
+                self.agreed[index] = command
+            elif known != command:
                 raise Violation(f"index {index}: {i} applies {command!r}, another replica {known!r}")
+
+    def told(self, i: NodeId, indexes: list[int]) -> None:
+        """At these indexes watchers on this node get events: the same on every node, without gap and without repeat."""
+        for index in indexes:
+            if not self._eventful or index > self._eventful[-1]:
+                self._eventful.append(index)
+        start = self._told[i]
+        expected = self._eventful[start : start + len(indexes)]
+        if indexes != expected:
+            raise Violation(f"{i}: watchers are told of {indexes}, not of {expected}")
+        self._told[i] = start + len(indexes)
 
     def starts(self, i: NodeId, applied_index: int) -> None:
         before = self._applied.get(i, 0)
         if applied_index < before:
             raise Violation(f"{i}: applied {before} before its restart and {applied_index} after")
+        self._told[i] = bisect_right(self._eventful, applied_index)
 
     def output(self, i: NodeId, output: Output) -> None:
         """One leader a term; applied indexes never go back; honest peers are believed."""

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 BLOWS: dict[str, Callable[["World"], None]] = {}
 
-HAZARDS = ("torn_commit", "lost_output", "slow", "slow_disk", "retired")
+HAZARDS = ("torn_commit", "lost_output", "slow", "slow_disk", "retired", "mute", "late", "echo")
 """The commit of a step fails; the process dies after the commit and before it says anything; a frame takes up to a
-second; a disk takes its time; frames overtake or arrive twice."""
+second; a disk takes its time; frames overtake or arrive twice. Executions: never heard of again; late; told twice."""
 
 
 class Mix:
@@ -101,7 +101,8 @@ def one_way(world: "World") -> None:
 def pause(world: "World") -> None:
     """SIGSTOP, or a virtual machine that is moved: it takes in nothing, and then everything at once."""
     if world.running:
-        world.running[world.any_running()].pause(world.dice.random() * 3)
+        i = world.any_running()
+        world.running[i].pause(world.dice.random() * 3)
 
 
 @_blow
@@ -117,3 +118,9 @@ def full_disk(world: "World") -> None:
 def transfer(world: "World") -> None:
     if world.last_leader in world.running:
         world.running[world.last_leader].transfer()
+
+
+@_blow
+def clock_jump(world: "World") -> None:
+    """The wall clock of one machine is set, forwards or backwards."""
+    world.wall_s[world.dice.choice(world.ids)] = world.dice.uniform(-15, 15)

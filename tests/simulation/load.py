@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.simulation.world import World
+    from tests.simulation.world import ReplicaWorld
 
 
 class Load:
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "ReplicaWorld") -> None:
         self.world = world
         self.burst = world.dice.choice([1, 3, 12])
         self.every_s = world.dice.choice([0.02, 0.05, 0.2])

@@ -7,13 +7,17 @@ the one overtake those of the other, or arrive once more (`retired`).
 
 import random
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
+from mesh.limits import SILENCE_S
 from storage.ids import NodeId
 from tests.simulation.clock import Clock
 from tests.simulation.faults import Mix
 
 Link = frozenset[NodeId]
+
+UNSHED = ("founding", "request", "response")
+"""Lanes that shed nothing: what is lost on them is lost with the link, when its silence is noticed."""
 
 
 class Endpoint(Protocol):
@@ -23,7 +27,7 @@ class Endpoint(Protocol):
 
     def link_down(self, peer: NodeId, *, closed_by_peer: bool) -> None: ...
 
-    def received(self, peer: NodeId, frame: bytes) -> None: ...
+    def received(self, peer: NodeId, frame: Any) -> None: ...
 
 
 class Network:
@@ -38,7 +42,7 @@ class Network:
         self._nodes: dict[NodeId, Endpoint] = {}
         self._links: dict[Link, int] = {}
         self._link_count = 0
-        self._channels: dict[tuple[NodeId, NodeId], deque[tuple[float, int, bytes]]] = {}
+        self._channels: dict[tuple[NodeId, NodeId, str], deque[tuple[float, int, Any]]] = {}
         clock.at(0.0, self._connect)
 
     # -- what nodes do --
@@ -53,26 +57,32 @@ class Network:
                 self.break_link(link, closed_by=i)
         del self._nodes[i]
 
-    def send(self, source: NodeId, target: NodeId, frame: bytes) -> None:
+    def send(self, source: NodeId, target: NodeId, frame: Any, lane: str = "") -> bool:
+        """False: there is no link. Frames of one lane stay in order."""
         self.frames += 1
         epoch = self._links.get(frozenset((source, target)))
-        if epoch is None or (source, target) in self.deaf:
-            return
+        if epoch is None:
+            return False
+        if (source, target) in self.deaf:
+            if lane in UNSHED:
+                self.clock.at(self.dice.random() * SILENCE_S, self._fall_silent, frozenset((source, target)), epoch)
+            return True
         delay_s = self.dice.random() * (1.0 if self.mix.happens("slow", 0.03) else self.latency_s)
         if self.mix.happens("retired", 0.01):
             self.clock.at(delay_s + self.dice.random() * 0.2, self._arrive_alone, source, target, epoch, frame)
             if self.dice.random() < 0.5:
-                return
-        channel = self._channels.setdefault((source, target), deque())
+                return True
+        channel = self._channels.setdefault((source, target, lane), deque())
         arrival = self.clock.now + delay_s
         if channel:
             arrival = max(arrival, channel[-1][0])
         channel.append((arrival, epoch, frame))
-        self.clock.at(arrival - self.clock.now, self._arrive, source, target)
+        self.clock.at(arrival - self.clock.now, self._arrive, source, target, lane)
+        return True
 
     def flush(self, source: NodeId, target: NodeId) -> None:
         """What is on its way arrives now."""
-        for _, epoch, frame in self._channels.pop((source, target), ()):
+        for _, epoch, frame in self._channels.pop((source, target, ""), ()):
             self._arrive_alone(source, target, epoch, frame)
 
     # -- what happens to it --
@@ -102,15 +112,19 @@ class Network:
 
     # -- on the clock --
 
-    def _arrive(self, source: NodeId, target: NodeId) -> None:
-        channel = self._channels.get((source, target), deque())
+    def _arrive(self, source: NodeId, target: NodeId, lane: str) -> None:
+        channel = self._channels.get((source, target, lane), deque())
         while channel and channel[0][0] <= self.clock.now:
             _, epoch, frame = channel.popleft()
             self._arrive_alone(source, target, epoch, frame)
 
-    def _arrive_alone(self, source: NodeId, target: NodeId, epoch: int, frame: bytes) -> None:
+    def _arrive_alone(self, source: NodeId, target: NodeId, epoch: int, frame: Any) -> None:
         if self._links.get(frozenset((source, target))) == epoch:
             self._nodes[target].received(source, frame)
+
+    def _fall_silent(self, link: Link, epoch: int) -> None:
+        if self._links.get(link) == epoch:
+            self.break_link(link)
 
     def _connect(self) -> None:
         """Whoever can reach somebody connects, after a while."""

@@ -3,11 +3,14 @@
 import traceback
 
 from tests.simulation.checks import Violation
-from tests.simulation.world import World
+from tests.simulation.mesh_world import MeshWorld
+from tests.simulation.world import ReplicaWorld, World
+
+WORLDS: dict[str, type[ReplicaWorld | MeshWorld]] = {"replicas": ReplicaWorld, "mesh": MeshWorld}
 
 
-def run_seed(seed: int, nodes: int, world_type: type[World] = World) -> World:
-    """Raises Violation, with the command that replays it; an exception out of a replica is a violation too."""
+def run_seed(seed: int, nodes: int, world_type: type[ReplicaWorld | MeshWorld] = ReplicaWorld) -> World:
+    """Raises Violation, with the command that replays it; an exception out of a node is a violation too."""
     world = world_type(seed, nodes)
     try:
         world.run()
@@ -19,4 +22,6 @@ def run_seed(seed: int, nodes: int, world_type: type[World] = World) -> World:
 
 
 def _replay(seed: int, nodes: int, world: World) -> str:
-    return f"replay: scripts/simulate --seeds {seed}:{seed + 1} --nodes {nodes}   ({world.mix}; {world.settings})"
+    name = next((name for name, kind in WORLDS.items() if type(world) is kind), type(world).__name__)
+    command = f"scripts/simulate --seeds {seed}:{seed + 1} --nodes {nodes} --worlds {name}"
+    return f"replay: {command}   ({world.mix}; {world.settings})"

@@ -23,19 +23,20 @@ from consensus.messages import (
     decode_frame,
 )
 from consensus.replica import LinkUp, Replica
+from storage.errors import DiskFull
 from storage.ids import NodeId
 from storage.transactions import Transaction
 from tests.simulation.checks import Checks, Violation
 from tests.simulation.machine import RecordingMachine
 from tests.simulation.process import Process
 from tests.simulation.run import run_seed
-from tests.simulation.world import World
+from tests.simulation.world import ReplicaWorld
 from tests.unit.consensus.cluster import IDS, Cluster
 
 Patch = pytest.MonkeyPatch
 
 
-def caught(seeds: range, world_type: type[World] = World, sizes: tuple[int, ...] = (3, 5)) -> str | None:
+def caught(seeds: range, world_type: type[ReplicaWorld] = ReplicaWorld, sizes: tuple[int, ...] = (3, 5)) -> str | None:
     """The first violation of these seeds."""
     for seed in seeds:
         for nodes in sizes:
@@ -214,17 +215,18 @@ def test_row_6_a_vote_that_is_forgotten(monkeypatch: Patch) -> None:
 class SpeaksBeforeItIsDurable(Process):
     """What a step says goes out although its commit has failed."""
 
-    def on_failed_step(self) -> None:
+    def _on_broken(self, replica: Replica, error: DiskFull) -> None:
         network = self.world.network
-        for peer, frame in self.replica._pack(self.replica._outbox):
+        for peer, frame in replica._pack(replica._outbox):
             network.send(self.node_id, peer, frame)
             network.flush(self.node_id, peer)  # before the link breaks with the process
-        for resolved in self.replica._resolved:
+        for resolved in replica._resolved:
             if resolved.error is None:
                 self.world.checks.acked[resolved.token] = self.world.load.commands[resolved.token]
+        super()._on_broken(replica, error)
 
 
-class TornOften(World):
+class TornOften(ReplicaWorld):
     """Only commits fail, and often."""
 
     process_type = SpeaksBeforeItIsDurable
@@ -358,8 +360,8 @@ def test_row_15_an_applied_index_that_restarts_at_one(monkeypatch: Patch) -> Non
 
 
 def test_the_checker_sees_two_leaders() -> None:
-    (alone,) = World(0, 1).ids
-    store = World(0, 1).stores[alone]
+    (alone,) = ReplicaWorld(0, 1).ids
+    store = ReplicaWorld(0, 1).stores[alone]
     solo = Replica(alone, [alone], store, RecordingMachine(), RaftSettings(), random.Random(0), 0.0)
     output = solo.step([LinkUp(NodeId("n1"))], 1.0)
     assert output.status.role is Role.LEADER

@@ -1,12 +1,15 @@
-"""A mesh of real replicas on a virtual clock, with an unlucky network, machines that stop, and disks that lose what was
-not committed. First a time of faults, in which nothing unsafe may happen; then a quiet one, in which everything must
-converge.
+"""Nodes on a virtual clock, with an unlucky network, machines that stop, and disks that lose what was not committed.
+First a time of faults, in which nothing unsafe may happen; then a quiet one, in which everything must converge.
 
 Each seed draws its own mix of faults and its own sizes of batches, windows and caches. The parts: `clock`, `network`,
-`faults`, `process` (one life of a node), `load` (what is asked), `checks` (what must hold).
+`faults`, `stepping` (a replica and its disk), `checks` (what must hold). Two worlds are made of them: `ReplicaWorld`
+here (`process`, `load`) of bare replicas over a machine that records, which is fast; and `mesh_world`, in which nodes
+found their mesh and work in it.
 """
 
 import random
+from collections.abc import Mapping
+from typing import Protocol
 
 from consensus.engine import Role
 from consensus.journal import TABLES
@@ -19,44 +22,88 @@ from tests.simulation.checks import Checks, Violation
 from tests.simulation.clock import Clock
 from tests.simulation.load import Load
 from tests.simulation.machine import APPLIED_TABLE
-from tests.simulation.network import Network
+from tests.simulation.network import Endpoint, Network
 from tests.simulation.process import Process
+
+
+class Node(Endpoint, Protocol):
+    """A life of a node, as faults see it."""
+
+    is_alive: bool
+
+    def pause(self, seconds: float) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def transfer(self) -> None:
+        """Hand over leadership, if it leads."""
 
 
 class World:
     """One run of one seed. `run` raises Violation."""
 
-    process_type = Process
     torn_commit_chance = 0.002
+    tables: tuple[str, ...] = TABLES
 
-    def __init__(self, seed: int, nodes: int, *, fault_s: float = 8.0, heal_s: float = 90.0) -> None:
+    def __init__(self, seed: int, nodes: int, clock: Clock, *, fault_s: float, heal_s: float) -> None:
         self.dice = random.Random(f"{seed}/{nodes}")
         self.fault_s, self.heal_s = fault_s, heal_s
         self.ids = [NodeId(f"n{i}") for i in range(nodes)]
-        self.clock = Clock()
+        self.clock = clock
         self.mix = faults.Mix(self.dice)
         self.settings = draw_settings(self.dice)
-        self.network = Network(self.clock, self.dice, self.ids, self.mix)
-        self.checks = Checks()
-        self.stores = {i: MemoryStore((*TABLES, APPLIED_TABLE)) for i in self.ids}
+        self.network = Network(clock, self.dice, self.ids, self.mix)
+        self.checks = self.make_checks()
+        self.stores = {i: MemoryStore(self.tables) for i in self.ids}
         self.full_disks: set[NodeId] = set()
-        self.running: dict[NodeId, Process] = {}
+        self.wall_s = dict.fromkeys(self.ids, 0.0)
+        """By how much each wall clock is wrong."""
+        self.running: dict[NodeId, Node] = {}
         self.last_leader: NodeId | None = None
-        self.load = Load(self)
         self.steps = 0
 
     def run(self) -> None:
         for i in self.ids:
-            self.start(i)
-        self.clock.at(0.5, faults.strike, self)
+            self.clock.at(0.0, self.start, i)
+        self.clock.at(self.dice.choice([0.5, 0.5, 3.0]), faults.strike, self)
         self.clock.run_for(self.fault_s)
-        self.heal()
+        self.clock.at(0.0, self.heal)
         stop = self.clock.now + self.heal_s
-        while not self.is_converged():
+        while True:
+            self.clock.run_for(0.5)
+            if self.is_converged():
+                break
             if self.clock.now >= stop:
                 raise Violation(f"not converged after {self.heal_s} s without faults: {self.describe()}")
-            self.clock.run_for(0.5)
-        self.checks.tables(self.stores)
+        self.check_end()
+
+    # -- what each world has of its own --
+
+    def make_checks(self) -> Checks:
+        return Checks()
+
+    def make(self, i: NodeId) -> Node:
+        """A new life of a node."""
+        raise NotImplementedError
+
+    def observe(self, i: NodeId, output: Output) -> None:
+        """Of a step whose commit has succeeded: what it applied."""
+        raise NotImplementedError
+
+    def is_converged(self) -> bool:
+        raise NotImplementedError
+
+    def check_end(self) -> None:
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """For a person who wonders why it has not converged."""
+        raise NotImplementedError
+
+    @property
+    def acknowledged(self) -> int:
+        """Commands whose success was told."""
+        raise NotImplementedError
 
     # -- machines --
 
@@ -65,7 +112,7 @@ class World:
 
     def start(self, i: NodeId) -> None:
         if i not in self.running:
-            self.running[i] = self.process_type(self, i)
+            self.running[i] = self.make(i)
             self.network.attach(i, self.running[i])
 
     def stop(self, i: NodeId, *, restart_s: float) -> None:
@@ -76,19 +123,40 @@ class World:
 
     def on_output(self, i: NodeId, output: Output) -> None:
         """Of a step whose commit has succeeded."""
+        self.observe(i, output)
         self.checks.output(i, output)
         if output.status.role is Role.LEADER:
             self.last_leader = i
 
-    # -- the end of the faults --
-
     def heal(self) -> None:
+        """The end of the faults."""
         self.mix.is_over = True
         self.network.heal()
         self.full_disks.clear()
         for i in self.ids:
             self.start(i)
             self.running[i].resume()
+
+
+class ReplicaWorld(World):
+    """Bare replicas over a machine that records what it applies."""
+
+    process_type = Process
+    tables = (*TABLES, APPLIED_TABLE)
+    running: Mapping[NodeId, Process]  # type: ignore[assignment]  # only `make` fills it
+
+    def __init__(self, seed: int, nodes: int, *, fault_s: float = 8.0, heal_s: float = 90.0) -> None:
+        super().__init__(seed, nodes, Clock(), fault_s=fault_s, heal_s=heal_s)
+        self.load = Load(self)
+
+    def make(self, i: NodeId) -> Node:
+        return self.process_type(self, i)
+
+    def observe(self, i: NodeId, output: Output) -> None:
+        applied = self.running[i].machine.applied
+        self.checks.applies(i, applied)
+        self.checks.told(i, [index for index, _ in output.events])
+        applied.clear()
 
     def is_converged(self) -> bool:
         """One command more, proposed in the quiet, is applied everywhere."""
@@ -102,12 +170,19 @@ class World:
         self.load.propose(b"last")
         return False
 
+    def check_end(self) -> None:
+        self.checks.tables(self.stores)
+
     def describe(self) -> str:
         parts = []
         for i, process in sorted(self.running.items()):
             s = process.replica.status
             parts.append(f"{i} {s.role.name} term {s.term} applied {s.applied_index} last {s.last_index} {s.dropped}")
         return "; ".join(parts)
+
+    @property
+    def acknowledged(self) -> int:
+        return len(self.checks.acked)
 
 
 def draw_settings(dice: random.Random) -> RaftSettings:

@@ -1,0 +1,13 @@
+"""Every seed of a whole mesh is safe under faults and converges after them."""
+
+import pytest
+
+from tests.simulation.mesh_world import MeshWorld
+from tests.simulation.run import run_seed
+from tests.simulation.seeds import chunks
+
+
+@pytest.mark.parametrize(("nodes", "seeds"), chunks({1: 100, 3: 500, 5: 200, 7: 100}))
+def test_seeds(nodes: int, seeds: range) -> None:
+    for seed in seeds:
+        run_seed(seed, nodes, MeshWorld)
