@@ -61,7 +61,7 @@ class Answer:
 @dataclass(slots=True)
 class Daemon:
     """One `meshnode` process and where it lives. `prefix` goes before the command and `connect` reaches its HTTP port,
-    for daemons that live in a network namespace of their own."""
+    for daemons that live in a network namespace of their own; `program` is what the interpreter runs."""
 
     name: str
     directory: Path
@@ -69,6 +69,7 @@ class Daemon:
     http_port: int
     mesh_port: int
     prefix: tuple[str, ...] = ()
+    program: tuple[str, ...] = ("-m", "node")
     environment: Mapping[str, str] = field(default_factory=dict)
     connect: Callable[[str, int], socket.socket] | None = None
     process: subprocess.Popen[bytes] | None = None
@@ -94,7 +95,7 @@ class Daemon:
         assert not self.is_running, f"{self.name} is running"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and files
-                [*self.prefix, sys.executable, "-m", "node", "--config", str(self.config_path)],
+                [*self.prefix, sys.executable, *self.program, "--config", str(self.config_path)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

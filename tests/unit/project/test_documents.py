@@ -54,7 +54,7 @@ def test_links_inside_documents_lead_somewhere(name: str) -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["scripts/test", "scripts/check", "scripts/lock", ".ci/run"])
+@pytest.mark.parametrize("name", ["scripts/test", "scripts/check", "scripts/lock", "scripts/torture", ".ci/run"])
 def test_scripts_explain_themselves(name: str) -> None:
     result = subprocess.run([ROOT / name, "--help"], capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 0
