@@ -21,7 +21,14 @@ import msgspec
 
 from consensus.engine import Role
 from consensus.inbox import Inbox, Posted, Stop
-from consensus.limits import DISK_FULL_RETRY_S, RESTARTS_MAX, STATUS_DELAY_S, RaftSettings
+from consensus.limits import (
+    DELIVERIES_MAX,
+    DISK_FULL_RETRY_S,
+    LOOP_STALL_S,
+    RESTARTS_MAX,
+    STATUS_DELAY_S,
+    RaftSettings,
+)
 from consensus.replica import (
     Input,
     LinkUp,
@@ -31,6 +38,7 @@ from consensus.replica import (
     ReplicaStatus,
     Resolved,
     StateMachine,
+    TransferLeadership,
 )
 from storage.errors import DiskFull, MapExhausted, StorageError
 from storage.ids import NodeId
@@ -69,6 +77,9 @@ class ReplicaDriver:
         self._deliveries: deque[Output | Frames | tuple[Exception, bool]] = deque()
         self._lock = threading.Lock()  # guards `_is_scheduled`
         self._is_scheduled = False
+        self._scheduled_at = 0.0
+        self._stalled_at = 0.0
+        self._has_room = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -166,6 +177,8 @@ class ReplicaDriver:
                     inputs = []
                     deadline = output.next_deadline
                     self._tell(output, now)
+                    if output.status.role is Role.LEADER and self._is_loop_stalled(now):
+                        inbox.post(TransferLeadership())
                 if self._held is not None:
                     if now - self._told_at >= STATUS_DELAY_S:
                         self._flush_held()
@@ -176,6 +189,14 @@ class ReplicaDriver:
             self._discard(replica.open_proposals())
             self._discard(given.token for given in inputs or () if isinstance(given, Propose))
             raise
+
+    def _is_loop_stalled(self, now: float) -> bool:
+        """The loop serves nobody, so this node should not lead, although its thread could go on. True once in a
+        while."""
+        if not self._is_scheduled or now - max(self._scheduled_at, self._stalled_at) <= LOOP_STALL_S:
+            return False
+        self._stalled_at = now
+        return True
 
     def _say(self, frames: Frames) -> None:
         """To peers, now: while the disk is written they read it."""
@@ -232,12 +253,16 @@ class ReplicaDriver:
         self._publish((error, True))
 
     def _publish(self, delivery: Output | Frames | tuple[Exception, bool]) -> None:
+        assert self._loop is not None
+        while len(self._deliveries) >= DELIVERIES_MAX and not self._loop.is_closed():
+            self._has_room.clear()
+            self._has_room.wait(0.1)
         self._deliveries.append(delivery)
         with self._lock:
             if self._is_scheduled:
                 return
             self._is_scheduled = True
-        assert self._loop is not None
+            self._scheduled_at = time.monotonic()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(self._deliver)
 
@@ -254,6 +279,7 @@ class ReplicaDriver:
                 self._on_frames(delivery)
             else:
                 self._on_failure(*delivery)
+        self._has_room.set()
 
     def _end(self) -> None:
         if self._ended is not None and not self._ended.done():

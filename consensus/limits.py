@@ -62,6 +62,13 @@ STATUS_DELAY_S = 0.005
 """How late the event loop may learn how far the replica is when nobody waits for it: without it every message of a peer
 would wake the loop too."""
 
+LOOP_STALL_S = 1.0
+"""A leader whose event loop has not come round for so long hands over: it could agree, but nobody could ask it. Twice
+what the loop's own doubt allows (`mesh.limits.LAG_S`), half of what clients wait."""
+
+DELIVERIES_MAX = 16384
+"""Outputs the loop has not taken yet. Then the replica waits for it, and its peers do without it."""
+
 FORWARDED_BYTES_MAX = COMMAND_BYTES_MAX + 1024
 """Of a proposal forwarded by a peer."""
 

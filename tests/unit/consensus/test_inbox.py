@@ -10,71 +10,17 @@ from consensus.inbox import Inbox, Stop, StreamUp
 from consensus.limits import INPUTS_PER_STEP_MAX
 from consensus.replica import LinkDown, LinkUp, PeerMessage, Propose, TransferLeadership
 from storage.ids import NodeId
+from tests.unit.consensus.pipes import PipeStream, close_pipes, pipe
 
 PEER = NodeId("peer")
 OTHER = NodeId("other")
 FAR = 60.0
 
 
-class PipeStream:
-    """A stream without TLS: one byte of length, then the payload."""
-
-    def __init__(self, end: socket.socket) -> None:
-        end.setblocking(False)
-        self.end = end
-        self.is_closed = False
-        self.stuck = bytearray()
-        self.is_stuck = False
-
-    def fileno(self) -> int:
-        return self.end.fileno()
-
-    @property
-    def wants_write(self) -> bool:
-        return bool(self.stuck)
-
-    def receive(self) -> list[bytes]:
-        try:
-            data = self.end.recv(4096)
-        except BlockingIOError:
-            return []
-        if not data:
-            raise ConnectionResetError
-        payloads = []
-        while data:
-            payloads.append(data[1 : 1 + data[0]])
-            data = data[1 + data[0] :]
-        return payloads
-
-    def send(self, payload: bytes) -> bool:
-        self.stuck += bytes([len(payload)]) + payload
-        self.flush()
-        return True
-
-    def flush(self) -> None:
-        if not self.is_stuck:
-            self.end.sendall(self.stuck)
-            self.stuck.clear()
-
-    def close(self) -> None:
-        self.is_closed = True
-        self.end.close()
-
-
-_made: list[socket.socket] = []
-
-
-def pipe() -> tuple[PipeStream, PipeStream]:
-    ours, theirs = socket.socketpair()
-    _made.extend((ours, theirs))
-    return PipeStream(ours), PipeStream(theirs)
-
-
 @pytest.fixture(autouse=True)
 def nothing_left_open():
     yield
-    while _made:
-        _made.pop().close()
+    close_pipes()
 
 
 @pytest.fixture
