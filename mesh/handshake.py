@@ -44,6 +44,11 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     features: tuple[str, ...] = ()
     former: tuple[MeshId, ...] = ()
     """Meshes that the sender's goes on for."""
+    secrets: tuple[str, ...] = ()
+    """Fingerprints of the mesh secrets that this node accepts, the one it presents first. Empty: it has none, or is of
+    a version that accepts only one and does not say which."""
+    is_renewal: bool = False
+    """From the dialler: this connection takes the place of the one that it dialled before, under new trust."""
 
 
 class StreamHello(msgspec.Struct, frozen=True):
@@ -93,8 +98,9 @@ def read_hello(body: bytes) -> Hello | Refuse:
         hello = _HELLO.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return Refuse("garbage", f"the hello cannot be read: {error}")
-    texts = (hello.mesh_name, hello.node_id, hello.instance_id, hello.node_name, hello.tier, hello.software)
-    lists = (hello.addresses, hello.voters or (), hello.features, hello.former)
+    texts = [hello.mesh_name, hello.node_id, hello.instance_id, hello.node_name, hello.tier, hello.software]
+    lists = (hello.addresses, hello.voters or (), hello.features, hello.former, hello.secrets)
+    texts.extend(hello.secrets)
     if any(len(text) > _TEXT_CHARACTERS_MAX for text in texts) or any(len(items) > _ITEMS_MAX for items in lists):
         return Refuse("garbage", "the hello has a field that is too long")
     return hello

@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,15 @@ def require_private(path: Path, error: type[MeshError], code: str) -> None:
 
 def write_private(path: Path, content: bytes) -> None:
     """Create `path` with mode 0600, whole or not at all, durable on return. FileExistsError if it exists."""
+    _put_private(path, content, os.link)  # unlike rename it never replaces a file
+
+
+def replace_private(path: Path, content: bytes) -> None:
+    """The same, in the place of what is there."""
+    _put_private(path, content, os.replace)
+
+
+def _put_private(path: Path, content: bytes, put: Callable[[Path, Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -105,9 +115,9 @@ def write_private(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)  # unlike rename it never replaces a file
+        put(temporary, path)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

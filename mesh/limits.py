@@ -118,3 +118,35 @@ FOUNDING_CROWD_S = 3.0
 
 PROBES_AT_ONCE = 16
 """Threads that ask addresses at once while a tool looks for the voters of a mesh: seven voters at two addresses."""
+
+DAY_S = 86400
+
+CERTIFICATE_LIFE_S = 90 * DAY_S
+"""From its issue to its end. Renewal at a third of it leaves two months to notice that renewing fails."""
+
+CERTIFICATE_RENEW_S = 30 * DAY_S
+"""From its issue to the issue of the next one, which makes every link anew: rare enough to cost nothing."""
+
+CERTIFICATE_DATED_BACK_S = 30 * DAY_S
+"""A peer's clock may be behind by this much: that of a board without a battery starts where it stopped."""
+
+CERTIFICATE_WARN_DAYS = (14, 7, 1)
+"""Days before the end of a certificate that could not be renewed at which this is said again, once each."""
+
+SECRET_WINDOW_DAYS = 14
+"""How long a second secret may be accepted before this is warned about: a former secret that leaked still opens."""
+
+TRUST_LOOK_S = 2.0
+"""How often the secret file and the certificate are looked at: a stat."""
+
+TRUST_RETRY_S = 60.0
+"""Before a certificate that could not be renewed is tried again."""
+
+REMAKE_PAUSE_S = 0.2
+"""Between two links that are made anew under a new certificate: one at a time."""
+
+REMAKE_RETRY_S = 15.0
+"""Before those that could not be made anew are tried again."""
+
+SHUT_OUT_AFTER_S = 10.0
+"""From the end of a secret to that of the links it admitted: a peer with the new one has made its link anew by then."""

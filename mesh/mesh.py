@@ -17,8 +17,9 @@ from mesh.discovery.diary import Diary, DiaryEntry
 from mesh.discovery.remembered import load_peers, save_peers
 from mesh.errors import MeshError, PeerUnavailable
 from mesh.founder import Founder, Founding, FoundingStore
-from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, STREAMS, Hello, judge_mesh
+from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, STREAMS, Hello, Refuse, encode, judge_mesh, read_hello
 from mesh.identity import Identity
+from mesh.keeper import TrustKeeper, TrustStatus
 from mesh.limits import PEERS_KNOWN_MAX
 from mesh.links.book import join_address, split_address
 from mesh.links.frames import Kind
@@ -28,9 +29,10 @@ from mesh.links.manager import LinkManager
 from mesh.links.streams import OnStream
 from mesh.proposals import Announce, FoundingRecord, Message, encode_message
 from mesh.refusals import Refusals
+from mesh.secrets import Secrets
 from mesh.settings import MeshSettings, PeerStatus
 from mesh.supervise import Logger, Supervisor
-from mesh.trust import MeshSecret, make_trust
+from mesh.trust import Trust
 from storage.ids import InstanceId, MeshId, NodeId
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 PeerHello = Hello
 
 _PEERS_SAVED_EVERY_S = 5.0
+_HELLO_TOPIC = "mesh.hello"
+"""A notice with a Hello: what it says has changed since the link was made."""
 
 
 class Mesh:
@@ -49,10 +53,11 @@ class Mesh:
         settings: MeshSettings,
         identity: Identity,
         instance_id: InstanceId,
-        secret: MeshSecret | None,
+        secrets: Secrets | None,
         founding: FoundingStore,
         log: Logger,
         rng: random.Random | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
         self.node_id: NodeId = identity.node_id
@@ -61,7 +66,6 @@ class Mesh:
         self.on_notice: Callable[[NodeId, str, bytes], None] = lambda peer, topic, payload: None
         self.on_link_up: Callable[[PeerHello], None] = lambda hello: None
         self.on_link_down: Callable[[NodeId, str, bool], None] = lambda peer, reason, closed_by_peer: None
-        self._secret = secret
         self._store = founding
         self._log = log
         self._tasks = Supervisor(log)
@@ -69,17 +73,20 @@ class Mesh:
         self._diary = Diary()
         self._servers: dict[str, Server] = {}
         self._record: FoundingRecord | None = None
+        self._keeper = TrustKeeper(identity, secrets, settings.mesh_name, settings.secret_file, clock, log)
         self._manager = LinkManager(
             identity.node_id,
             instance_id,
             self._hello,
-            make_trust(identity, secret, settings.mesh_name),
+            self._keeper.trust,
             _User(self),
             self._refusals,
             self._tasks,
             log,
             rng or random.Random(),  # noqa: S311 - jitter only
+            clock,
         )
+        self._keeper.on_change = self._on_trust
         self._listener = Listener(self._manager.greet, self._refusals.note, self._tasks)
         self._founder: Founder | None = None
         self._lan: LanDiscovery | None = None
@@ -92,7 +99,7 @@ class Mesh:
         settings = self.settings
         record = await asyncio.to_thread(self._store.load)
         self._record = record if record is not None and record.state == "founded" else None
-        await self._listener.start(settings.bind_host, settings.port, has_secret=self._secret is not None)
+        await self._listener.start(settings.bind_host, settings.port, has_secret=self._keeper.trust.has_secret)
         loop = asyncio.get_running_loop()
         machine = Bootstrap(self.node_id, settings.tier, settings.bootstrap_expect, record, loop.time())
         self._founder = Founder(
@@ -100,6 +107,7 @@ class Mesh:
         )
         self._tasks.spawn(self._founder.run(), "mesh founder")
         self._manager.start()
+        self._tasks.spawn(self._keeper.run(), "mesh keep trust")
         self._log.info("mesh_listening", node=self.node_id, host=settings.bind_host, port=self.port)
         for peer in await asyncio.to_thread(load_peers, settings.data_dir):
             if self._manager.learn(peer.node_id, peer.addresses, peer.name):
@@ -123,6 +131,29 @@ class Mesh:
         await asyncio.sleep(0)  # aborted transports close their sockets in the next turn
         with contextlib.suppress(OSError):  # only hints; the data directory may be gone
             await self._save_peers()
+
+    # --- trust ---
+
+    def trust_status(self) -> TrustStatus:
+        """Secrets by fingerprint, the certificate's dates, and what is wrong with them."""
+        return self._keeper.status()
+
+    def look_at_secrets(self) -> None:
+        """Take over a changed secret file at once; it is looked at every other second anyway."""
+        self._keeper.look_now()
+
+    def _on_trust(self, trust: Trust) -> None:
+        self._manager.use(trust)
+        for link in self._manager.links.values():
+            link.notify(_HELLO_TOPIC, encode(self._hello(link.local_host)))
+
+    def _on_hello_again(self, peer: NodeId, payload: bytes) -> None:
+        """What a peer says of itself has changed."""
+        link, hello = self._manager.links.get(peer), read_hello(payload)
+        if link is None or isinstance(hello, Refuse):
+            return
+        if (hello.node_id, hello.instance_id) == (peer, link.peer_instance):
+            link.hello = hello
 
     # --- who is there ---
 
@@ -251,6 +282,7 @@ class Mesh:
             voters=None if record is None else record.voters,
             former=() if record is None else record.former,
             features=(STREAMS,),
+            secrets=self._keeper.trust.accepted,
         )
 
     def _status(self, peer: NodeId) -> PeerStatus:
@@ -258,6 +290,7 @@ class Mesh:
         link: Link | None = manager.links.get(peer)
         now = asyncio.get_running_loop().time()
         hello = None if link is None else link.hello
+        admission = None if link is None else link.admission
         addresses = manager.book.addresses(peer)
         error = manager.dialler.last_error(peer)
         return PeerStatus(
@@ -275,6 +308,10 @@ class Mesh:
             software="" if hello is None else hello.software,
             is_dialled=None if link is None else link.is_dialled,
             last_error="" if link is not None else error,
+            protocol=None if hello is None else min(PROTOCOL_MAX, hello.protocol_max),
+            secrets=() if hello is None else hello.secrets,
+            admitted_by="" if admission is None else admission.secret,
+            certificate_ends_at_ms=None if admission is None else int(admission.dates.ends_at * 1000),
             counters={} if link is None else {**link.counters(), **manager.streams.counters(peer)},
         )
 
@@ -346,7 +383,10 @@ class _User:
         self._mesh.on_raft(peer, payload)
 
     def on_notice(self, peer: NodeId, topic: str, payload: bytes) -> None:
-        self._mesh.on_notice(peer, topic, payload)
+        if topic == _HELLO_TOPIC:
+            self._mesh._on_hello_again(peer, payload)
+        else:
+            self._mesh.on_notice(peer, topic, payload)
 
     def on_founding_frame(self, peer: NodeId, body: bytes) -> None:
         self._mesh._on_founding_frame(peer, body)

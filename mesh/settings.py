@@ -30,6 +30,8 @@ class MeshSettings:
     interfaces: Literal["auto"] | Sequence[str] = "auto"
     """Interfaces for zeroconf, by name or address."""
     software: str = "meshnode"
+    secret_file: Path | None = None
+    """Where the secrets came from: looked at again and again, and taken over when it has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,4 +56,12 @@ class PeerStatus:
     """Whether this node dialled the link."""
     last_error: str = ""
     """Why the last dial failed."""
+    protocol: int | None = None
+    """The link protocol both ends speak."""
+    secrets: tuple[str, ...] = ()
+    """Fingerprints of the secrets it accepts, the one it presents first."""
+    admitted_by: str = ""
+    """Fingerprint of the secret under which it was admitted when the link was made."""
+    certificate_ends_at_ms: int | None = None
+    """Of the certificate that it presented then."""
     counters: dict[str, int] = field(default_factory=dict)

@@ -5,28 +5,26 @@ node) and signs a certificate for its own identity key under it. So the secret a
 proves which node it is: `peer_node_id` is computed from the key the peer actually presented and proved to hold in the
 TLS 1.3 handshake; nothing that a peer merely says is believed. A holder of the secret cannot pass for another node.
 
-Certificates do not expire (1970 to 9999, RFC 5280 section 4.1.2.5). Any holder of the secret could issue itself a new
-one, so an expiry would keep nobody out; it would only stop meshes whose clocks are wrong, such as boards without a
-battery that boot in 1970. A member is removed by changing the secret.
+While the secret is being rotated two are accepted (`mesh.secrets`): the certificate is issued under the CA of the one
+that this node presents, and certificates under either CA are believed.
+
+Certificates live for 90 days and are issued anew every 30, so a stolen identity key is of no use for longer than that
+without the secret. They are dated back by 30 days, so that a clock may be wrong by a month. The dates are not checked
+by OpenSSL but here, after the TLS handshake: then each side can tell the other in words that a clock is wrong. A link
+that is up is never cut for a date; otherwise a clock that jumps would take a node out of the mesh.
 
 Without a secret the CA is derived from a public constant: links are encrypted but anyone may join. The mesh then
 refuses to listen on anything but loopback (`mesh.links.listener`).
 """
 
-import base64
-import binascii
 import contextlib
 import datetime
 import hashlib
-import hmac
 import os
-import re
-import secrets
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -35,96 +33,51 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from mesh.errors import HandshakeRefused, SecretError
-from mesh.identity import Identity, node_id_of, require_private, write_private
+from mesh.errors import HandshakeRefused
+from mesh.identity import Identity, node_id_of
+from mesh.limits import CERTIFICATE_DATED_BACK_S, CERTIFICATE_LIFE_S, CERTIFICATE_RENEW_S
+from mesh.secrets import MeshSecret, Secrets
 from storage.ids import NodeId
-
-SECRET_PREFIX = "mesh1-"  # noqa: S105 - names the format, is not a secret
-SECRET_BYTES = 32
-CHECKSUM_BYTES = 4
-_TEXT_LENGTH = len(SECRET_PREFIX) + 58  # 36 bytes in base32 without padding
-_FILE_BYTES_MAX = 4096
 
 _NOT_BEFORE = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NOT_AFTER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` does not name
 _HKDF_SALT = b"meshnode"
 _HKDF_INFO = b"meshnode/1 mesh CA, Ed25519 seed"
 _PUBLIC_SEED = b"meshnode/1 public: no secret set"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class MeshSecret:
-    """32 random bytes shared by all nodes of a mesh. Never logged: its `repr` shows a fingerprint only."""
+@dataclass(frozen=True, slots=True)
+class Dates:
+    """Of a certificate, in seconds since 1970."""
 
-    value: bytes
-
-    @classmethod
-    def new(cls) -> "MeshSecret":
-        return cls(secrets.token_bytes(SECRET_BYTES))
+    starts_at: float
+    ends_at: float
 
     @classmethod
-    def parse(cls, text: str) -> "MeshSecret":
-        """Read what `text()` wrote; case and surrounding white space do not matter. Error: `secret_malformed`."""
-        stripped = text.strip().lower()
-        if not stripped.startswith(SECRET_PREFIX):
-            raise _malformed(f"does not begin with {SECRET_PREFIX}")
-        if len(stripped) != _TEXT_LENGTH:
-            raise _malformed(
-                f"has {len(stripped)} characters instead of {_TEXT_LENGTH}: part of it is missing or added"
-            )
-        body = stripped.removeprefix(SECRET_PREFIX)
-        if not re.fullmatch("[a-z2-7]*", body):
-            raise _malformed("holds a character other than a-z and 2-7")
-        try:
-            data = base64.b32decode(body.upper() + "======")
-        except binascii.Error as error:
-            raise _malformed("is not base32") from error
-        value, checksum = data[:SECRET_BYTES], data[SECRET_BYTES:]
-        if not hmac.compare_digest(checksum, _checksum(value)) or _base32(data) != body:
-            raise _malformed("has a wrong checksum: a character was mistyped")
-        return cls(value)
+    def issued_at(cls, now: float) -> "Dates":
+        """Of one that is issued when the clock says `now`."""
+        earliest, latest = _NOT_BEFORE.timestamp(), _NOT_AFTER.timestamp()
+        starts_at = min(max(now - CERTIFICATE_DATED_BACK_S, earliest), latest - CERTIFICATE_LIFE_S)
+        return cls(float(int(starts_at)), float(int(min(max(now, earliest) + CERTIFICATE_LIFE_S, latest))))
 
-    @classmethod
-    def load(cls, path: Path) -> "MeshSecret":
-        """Read a secret file. Errors: `secret_missing`, `secret_readable` (by others), `secret_malformed`."""
-        try:
-            require_private(path, SecretError, "secret_readable")
-            with path.open("rb") as file:
-                content = file.read(_FILE_BYTES_MAX)
-            return cls.parse(content.decode("ascii"))
-        except OSError as error:
-            raise SecretError(
-                "secret_missing",
-                f"cannot read the mesh secret {path} ({error.strerror}): "
-                "make one with `meshnode secret new`, or copy the file from another node of the mesh",
-            ) from error
-        except UnicodeDecodeError as error:
-            raise SecretError("secret_malformed", f"{path}: not text; copy the file again from another node") from error
-        except SecretError as error:
-            if error.code == "secret_malformed":
-                raise SecretError(error.code, f"{path}: {error}; copy the file again from another node") from None
-            raise
+    @property
+    def renew_at(self) -> float:
+        """When a certificate of ours is to be issued anew."""
+        return self.ends_at - CERTIFICATE_LIFE_S + CERTIFICATE_RENEW_S
 
-    def save(self, path: Path) -> None:
-        """Write a new file of mode 0600. Error: `secret_exists`; a secret in use is never overwritten."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            write_private(path, self.text().encode("ascii") + b"\n")
-        except FileExistsError as error:
-            raise SecretError(
-                "secret_exists", f"{path} exists already: remove it first to replace the secret"
-            ) from error
+    def is_due(self, now: float) -> bool:
+        """Whether ours should be issued anew: it is old, or the clock has gone back to before it began."""
+        return now >= self.renew_at or now < self.starts_at
 
-    def text(self) -> str:
-        """The form for people and files: `mesh1-` and 58 characters of base32, checksum included."""
-        return SECRET_PREFIX + _base32(self.value + _checksum(self.value))
 
-    def fingerprint(self) -> str:
-        """8 hex digits to compare secrets aloud; reveals nothing of the secret."""
-        return hashlib.blake2b(self.value, digest_size=4, person=b"meshnode-shown").hexdigest()
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a peer's certificate says, once TLS has proven it."""
 
-    def __repr__(self) -> str:
-        return f"MeshSecret(fingerprint={self.fingerprint()})"
+    secret: str
+    """Fingerprint of the secret under which it was issued; empty without a secret."""
+    dates: Dates
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +87,24 @@ class Trust:
     server: ssl.SSLContext
     client: ssl.SSLContext
     has_secret: bool
+    accepted: tuple[str, ...]
+    """Fingerprints of the accepted secrets, the presented one first; none without a secret."""
+    dates: Dates
+    """Of this node's certificate."""
+    issuers: Mapping[x509.Name, str]
+    """Subject of a CA -> fingerprint of the secret that it is derived from."""
 
 
-def make_trust(identity: Identity, secret: MeshSecret | None, mesh_name: str) -> Trust:
-    """Derive the CA, issue this node's certificate in memory, and build both contexts (a few milliseconds)."""
-    ca_key = _ca_key(secret)
-    ca = _ca_certificate(ca_key)
-    leaf = _leaf_certificate(identity, ca_key, ca, mesh_name)
+def make_trust(identity: Identity, secrets: Secrets | None, mesh_name: str, now: float) -> Trust:
+    """Derive the CAs, issue this node's certificate in memory, and build both contexts (a few milliseconds). `now`:
+    seconds since 1970."""
+    accepted: tuple[MeshSecret | None, ...] = (None,) if secrets is None else secrets.accepted
+    ca_keys = [_ca_key(secret) for secret in accepted]
+    cas = [_ca_certificate(key) for key in ca_keys]
+    dates = Dates.issued_at(now)
+    leaf = _leaf_certificate(identity, ca_keys[0], cas[0], mesh_name, dates)
     key_pem = identity.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    ca_pem = ca.public_bytes(Encoding.PEM).decode("ascii")
+    ca_pem = "".join(ca.public_bytes(Encoding.PEM).decode("ascii") for ca in cas)
     contexts = []
     with _readable_file(leaf.public_bytes(Encoding.PEM) + key_pem) as path:
         for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
@@ -150,31 +112,69 @@ def make_trust(identity: Identity, secret: MeshSecret | None, mesh_name: str) ->
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.check_hostname = False  # an id is never an address; `peer_node_id` is the check
             context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_flags |= _NO_CHECK_TIME  # `judge_dates` is the check
             context.load_verify_locations(cadata=ca_pem)
             context.load_cert_chain(path)
             if protocol == ssl.PROTOCOL_TLS_SERVER:
                 context.num_tickets = 0  # links live long and are never resumed
             contexts.append(context)
-    return Trust(server=contexts[0], client=contexts[1], has_secret=secret is not None)
+    fingerprints = () if secrets is None else secrets.fingerprints
+    return Trust(
+        server=contexts[0],
+        client=contexts[1],
+        has_secret=secrets is not None,
+        accepted=fingerprints,
+        dates=dates,
+        issuers={ca.subject: shown for ca, shown in zip(cas, fingerprints or ("",), strict=True)},
+    )
+
+
+def admit(trust: Trust, tls: ssl.SSLObject, now: float) -> Admission:
+    """What the certificate says that the peer presented and TLS has verified with `trust`. Errors: `garbage`, and
+    `wrong_clock` when `now` (seconds since 1970) is outside its dates."""
+    certificate = _peer_certificate(tls)
+    dates = Dates(certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp())
+    secret = trust.issuers.get(certificate.issuer)
+    if secret is None:
+        raise HandshakeRefused("garbage", "the peer's certificate names an issuer that is not one of this mesh")
+    if not dates.starts_at <= now <= dates.ends_at:
+        raise HandshakeRefused(
+            "wrong_clock",
+            f"the clock of one of the two nodes is wrong: the certificate of {node_id_of(_key_of(certificate))} is "
+            f"good from {_day(dates.starts_at)} to {_day(dates.ends_at)}, but for whoever refuses it is "
+            f"{_day(now)}; set the clock that is wrong (for example with NTP), the nodes then link by themselves",
+        )
+    return Admission(secret, dates)
 
 
 def peer_node_id(tls: ssl.SSLObject) -> NodeId:
     """The id of the key the peer presented. Error: `garbage` when it is not an Ed25519 certificate."""
-    der = tls.getpeercert(binary_form=True)
-    if der is None:
-        raise HandshakeRefused("garbage", "the peer presented no certificate")
-    try:
-        key = x509.load_der_x509_certificate(der).public_key()
-    except ValueError as error:
-        raise HandshakeRefused("garbage", f"the peer's certificate cannot be read: {error}") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise HandshakeRefused("garbage", "the peer's certificate is not for an Ed25519 key")
-    return node_id_of(key)
+    return node_id_of(_key_of(_peer_certificate(tls)))
 
 
 def mesh_name_hash(mesh_name: str) -> str:
     """16 hex digits that stand for a mesh name where it is seen by everybody (certificates, multicast)."""
     return hashlib.blake2b(mesh_name.encode("utf-8"), digest_size=8, person=b"meshnode-name").hexdigest()
+
+
+def _peer_certificate(tls: ssl.SSLObject) -> x509.Certificate:
+    der = tls.getpeercert(binary_form=True)
+    if der is None:
+        raise HandshakeRefused("garbage", "the peer presented no certificate")
+    try:
+        return x509.load_der_x509_certificate(der)
+    except ValueError as error:
+        raise HandshakeRefused("garbage", f"the peer's certificate cannot be read: {error}") from error
+
+
+def _key_of(certificate: x509.Certificate) -> Ed25519PublicKey:
+    try:
+        key = certificate.public_key()
+    except ValueError as error:
+        raise HandshakeRefused("garbage", f"the peer's certificate cannot be read: {error}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise HandshakeRefused("garbage", "the peer's certificate is not for an Ed25519 key")
+    return key
 
 
 def _ca_key(secret: MeshSecret | None) -> Ed25519PrivateKey:
@@ -204,7 +204,7 @@ def _ca_certificate(key: Ed25519PrivateKey) -> x509.Certificate:
 
 
 def _leaf_certificate(
-    identity: Identity, ca_key: Ed25519PrivateKey, ca: x509.Certificate, mesh_name: str
+    identity: Identity, ca_key: Ed25519PrivateKey, ca: x509.Certificate, mesh_name: str, dates: Dates
 ) -> x509.Certificate:
     public_key = identity.private_key.public_key()
     uri = f"meshnode://{mesh_name_hash(mesh_name)}/{identity.node_id}"
@@ -214,8 +214,8 @@ def _leaf_certificate(
         .issuer_name(ca.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_NOT_BEFORE)
-        .not_valid_after(_NOT_AFTER)
+        .not_valid_before(datetime.datetime.fromtimestamp(dates.starts_at, datetime.UTC))
+        .not_valid_after(datetime.datetime.fromtimestamp(dates.ends_at, datetime.UTC))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(is_ca=False), critical=True)
         .add_extension(
@@ -265,13 +265,5 @@ def _readable_file(content: bytes) -> Iterator[str]:
         yield file.name
 
 
-def _base32(data: bytes) -> str:
-    return base64.b32encode(data).decode("ascii").rstrip("=").lower()
-
-
-def _checksum(value: bytes) -> bytes:
-    return hashlib.blake2b(value, digest_size=CHECKSUM_BYTES, person=b"meshnode-secret").digest()
-
-
-def _malformed(why: str) -> SecretError:
-    return SecretError("secret_malformed", f"the mesh secret {why}")
+def _day(at: float) -> str:
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).date().isoformat()

@@ -28,7 +28,7 @@ from mesh.errors import MeshError
 from mesh.handshake import Hello
 from mesh.identity import Identity, new_instance_id
 from mesh.mesh import Mesh
-from mesh.trust import MeshSecret
+from mesh.secrets import Secrets
 from node import __version__
 from node.backups import Backups
 from node.config import Config, join_host_port
@@ -99,6 +99,7 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     async with Node(config) as node:
+        loop.add_signal_handler(signal.SIGHUP, node.mesh.look_at_secrets)
         gc.freeze()  # what start-up made stays: no need to look at it again in every collection
         asked = asyncio.create_task(stopping.wait())
         failed = asyncio.create_task(node.wait_failed())
@@ -157,7 +158,7 @@ class Node:
         self.store = await asyncio.to_thread(open_store, config)
         self._exits.callback(self.store.close)
         identity = Identity.load_or_create(config.data_dir / "identity")
-        secret = MeshSecret.load(config.secret_file) if config.secret_file is not None else None
+        secrets = Secrets.load(config.secret_file) if config.secret_file is not None else None
         self.registry = await asyncio.to_thread(Registry.load)
         self.node_id = identity.node_id
         self.facts = NodeFacts(
@@ -172,7 +173,7 @@ class Node:
         )
         self.live = LiveBoard(self.node_id, self._broadcast)
         records = FoundingRecords(self.store)
-        self.mesh = Mesh(mesh_settings(config), identity, self.facts.instance_id, secret, records, log)
+        self.mesh = Mesh(mesh_settings(config), identity, self.facts.instance_id, secrets, records, log)
         self.mesh.on_raft = self._on_raft
         self.mesh.on_notice = self._on_notice
         self.mesh.on_link_up = self._on_link_up

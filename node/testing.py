@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from mesh.trust import MeshSecret
+from mesh.secrets import MeshSecret
 
 T = TypeVar("T")
 

@@ -77,6 +77,7 @@ def mesh_settings(config: Config) -> MeshSettings:
         zeroconf=config.mesh.zeroconf,
         interfaces=config.mesh.interfaces,
         software=__version__,
+        secret_file=config.secret_file,
     )
 
 

@@ -31,6 +31,8 @@ class Target:
     node_id: NodeId | None
     seed: str
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    reconsider: asyncio.Event = field(default_factory=asyncio.Event)
+    """Ends the long wait after a refusal, which hints of strangers must not."""
     last_error: str = ""
 
 
@@ -79,6 +81,11 @@ class Dialler:
             if target.node_id == node_id:
                 target.wake.set()
 
+    def retry_refused(self) -> None:
+        """What made others refuse us, or us refuse them, may have changed: do not wait for the next try."""
+        for target in (*self._peers.values(), *self._seeds.values()):
+            target.reconsider.set()
+
     def last_error(self, node_id: NodeId) -> str:
         target = self._peers.get(node_id)
         return "" if target is None else target.last_error
@@ -101,23 +108,24 @@ class Dialler:
             await asyncio.sleep(DIAL_DEFERENCE_S * (1 + self._rng.random()))
         while True:
             target.wake.clear()
+            target.reconsider.clear()
             if target.node_id is not None and self._is_linked(target.node_id):
                 failures = 0
                 target.last_error = ""
                 await target.wake.wait()
                 if target.seed and target.node_id in self._peers:
                     # The peer's own target goes first; the seed is for the day that its addresses are all stale.
-                    await self._sleep(target, BACKOFF_MAX_S)
+                    await _wait(target.wake, BACKOFF_MAX_S)
                 continue
             refusal = await self._try(target)
             if target.node_id is not None and self._is_linked(target.node_id):
                 continue
             if refusal is not None:
-                await asyncio.sleep(BACKOFF_REFUSED_S * (0.75 + 0.25 * self._rng.random()))
+                await _wait(target.reconsider, BACKOFF_REFUSED_S * (0.75 + 0.25 * self._rng.random()))
                 continue
             delay_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(failures, 16))
             failures += 1
-            if await self._sleep(target, delay_s * (0.5 + 0.5 * self._rng.random())):
+            if await _wait(target.wake, delay_s * (0.5 + 0.5 * self._rng.random())):
                 failures = 0
 
     async def _try(self, target: Target) -> str | None:
@@ -141,11 +149,12 @@ class Dialler:
                 refusal = outcome.refusal
         return None if has_hope else refusal
 
-    async def _sleep(self, target: Target, seconds: float) -> bool:
-        """Wait, at most until woken; True if woken."""
-        try:
-            async with asyncio.timeout(seconds):
-                await target.wake.wait()
-        except TimeoutError:
-            return False
-        return True
+
+async def _wait(event: asyncio.Event, seconds: float) -> bool:
+    """At most until it is set; True if it was."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

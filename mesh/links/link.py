@@ -40,6 +40,7 @@ from mesh.links.outbox import Outbox, Priority
 from mesh.links.stream import Stream
 from mesh.links.tls import TlsConnection, TlsUser
 from mesh.supervise import Supervisor
+from mesh.trust import Admission, Trust
 from storage.ids import InstanceId, NodeId
 
 Server = Callable[[NodeId, bytes], Awaitable[bytes]]
@@ -86,6 +87,10 @@ class Link(TlsUser):
         self.is_open = False
         self.is_retired = False
         self.hello: Hello | None = None
+        self.trust: Trust | None = None
+        """Under which this end made the connection."""
+        self.admission: Admission | None = None
+        """Of the peer."""
         self.first_frame: asyncio.Future[tuple[Kind, bytes]] = self._loop.create_future()
         self.on_first_frame: Callable[[Kind, bytes], None] = self._keep_first_frame
         self.closed: asyncio.Future[None] = self._loop.create_future()

@@ -13,6 +13,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from mesh.errors import FrameError, HandshakeRefused, MeshError
 from mesh.handshake import Hello, Refuse, cloned_instance, judge, read_hello, read_refuse
 from mesh.limits import (
@@ -28,12 +30,13 @@ from mesh.links.dialler import Dialled, Dialler
 from mesh.links.frames import Kind
 from mesh.links.link import Link, Server, cause_of
 from mesh.links.listener import Doorstep, is_loopback
+from mesh.links.remake import Remaking
 from mesh.links.streams import Streams
 from mesh.links.tls import TlsConnection
 from mesh.liveness import Liveness
 from mesh.refusals import Refusals
 from mesh.supervise import Logger, Supervisor
-from mesh.trust import Trust, peer_node_id
+from mesh.trust import Trust, admit, peer_node_id
 from storage.ids import InstanceId, NodeId
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named in Python 3.12; 25 is Linux's number
@@ -73,6 +76,7 @@ class LinkManager:
         tasks: Supervisor,
         log: Logger,
         rng: random.Random,
+        clock: Callable[[], float],
     ) -> None:
         self.own = own
         self.links: dict[NodeId, Link] = {}
@@ -85,6 +89,8 @@ class LinkManager:
         self._refusals = refusals
         self._tasks = tasks
         self._log = log
+        self._clock = clock
+        self._remaking = Remaking(self.links, self._redial, tasks)
         self._open: set[Link] = set()  # every link with a transport, also retired and closing ones
         self.streams = Streams(instance_id, self.links, self._connect, tasks)
         self._greeting: set[NodeId] = set()  # peers to whom an own dial has got as far as TLS
@@ -99,6 +105,12 @@ class LinkManager:
             link.close("stopping", Refuse("stopping", "the node is stopping"))
         if closing := [link.closed for link in self._open]:
             await asyncio.wait(closing, timeout=_STOP_S)
+
+    def use(self, trust: Trust) -> None:
+        """For every handshake from now on; links that are up are made anew, one at a time."""
+        self._trust = trust
+        self.dialler.retry_refused()
+        self._remaking.begin(trust)
 
     def learn(self, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool:
         """A hint from discovery, gossip or memory. True if it was new."""
@@ -139,7 +151,7 @@ class LinkManager:
                 if refuse is not None:
                     raise HandshakeRefused(refuse.code, refuse.message)
                 link.hello_out(Kind.WELCOME, ours)
-                self._establish(link, theirs)
+                self._establish(link, theirs, is_renewal=theirs.is_renewal)
         except HandshakeRefused as refusal:
             link.close(refusal.code, None if refusal.by_peer else Refuse(refusal.code, str(refusal)))
             self._refusals.note(refusal.code, remote, str(refusal), by_peer=refusal.by_peer)
@@ -178,6 +190,14 @@ class LinkManager:
 
     async def dial(self, address: str) -> Dialled:
         """One attempt at one address. Never raises, except for cancellation."""
+        return await self._dial(address, None)
+
+    async def _redial(self, old: Link) -> None:
+        """Put a new connection in the place of one that this end dialled."""
+        await self._dial(old.remote, old)
+
+    async def _dial(self, address: str, renewed: Link | None) -> Dialled:
+        """`renewed`: the link that the new one is to take the place of."""
         try:
             host, port = split_address(address)
             async with asyncio.timeout(DIAL_TIMEOUT_S):
@@ -192,12 +212,13 @@ class LinkManager:
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 presented = peer_node_id(await self._start_tls(transport, link, is_server=False))
-                if presented in self.links or presented in self._greeting:
+                is_renewal = renewed is not None and self.links.get(presented) is renewed
+                if (presented in self.links and not is_renewal) or presented in self._greeting:
                     link.close("duplicate", Refuse("duplicate", "one link a pair"))
                     return Dialled(presented, presented in self.links, None)
                 self._greeting.add(presented)
                 try:
-                    await self._ask(link, presented)
+                    await self._ask(link, presented, is_renewal=is_renewal)
                 finally:
                     self._greeting.discard(presented)
                 return Dialled(presented, presented in self.links, None)
@@ -234,9 +255,9 @@ class LinkManager:
             transport.abort()
             raise
 
-    async def _ask(self, link: Link, presented: NodeId) -> None:
+    async def _ask(self, link: Link, presented: NodeId, *, is_renewal: bool) -> None:
         """Say Hello, await the Welcome. It is judged inside `data_received`: frames may follow in the same piece."""
-        ours = self._hello(link.local_host)
+        ours = replace(self._hello(link.local_host), is_renewal=is_renewal)
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def answered(kind: Kind, body: bytes) -> None:
@@ -250,7 +271,7 @@ class LinkManager:
                 if old is not None and old.hello is not None and old.hello.instance_id != theirs.instance_id:
                     outcome.set_result(cloned_instance(theirs, old.hello))
                     return
-                self._establish(link, theirs)
+                self._establish(link, theirs, is_renewal=is_renewal)
                 outcome.set_result(None)
             except MeshError as error:
                 outcome.set_exception(error)
@@ -283,13 +304,13 @@ class LinkManager:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):  # not on every system; only bulk latency suffers
             raw.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_LOW_WATER_BYTES)
-        connection = TlsConnection(
-            transport, self._trust.server if is_server else self._trust.client, link, is_server=is_server
-        )
+        trust = self._trust
+        connection = TlsConnection(transport, trust.server if is_server else trust.client, link, is_server=is_server)
         self._open.add(link)
         link.closed.add_done_callback(lambda _: self._open.discard(link))
         connection.start()
         await connection.handshaken
+        link.trust, link.admission = trust, admit(trust, connection.ssl_object, self._clock())
         return connection.ssl_object
 
     def _read(self, kind: Kind, body: bytes, wanted: Kind) -> Hello:
@@ -303,14 +324,16 @@ class LinkManager:
             raise HandshakeRefused(read.code, read.message)
         return read
 
-    def _establish(self, link: Link, theirs: Hello) -> None:
+    def _establish(self, link: Link, theirs: Hello, *, is_renewal: bool) -> None:
         """Both sides agreed: the link is up, and the only one to its peer."""
         link.open(theirs)
         peer = theirs.node_id
         old = self.links.get(peer)
-        is_crossing = old is not None and old.is_dialled != link.is_dialled and old.peer_instance == link.peer_instance
-        if old is not None and is_crossing:
-            keeps_new = link.is_dialled == (self.own < peer)
+        is_same = old is not None and old.peer_instance == link.peer_instance
+        is_renewal = is_renewal and is_same and old is not None and old.is_dialled == link.is_dialled
+        is_crossing = is_same and old is not None and old.is_dialled != link.is_dialled
+        if old is not None and (is_crossing or is_renewal):
+            keeps_new = is_renewal or link.is_dialled == (self.own < peer)
             if not keeps_new:
                 link.retire()
                 return
@@ -326,7 +349,9 @@ class LinkManager:
         self.book.note(peer, self._proven_addresses(link, theirs), theirs.node_name, is_proven=True)
         self.dialler.hint(peer, is_new=False)
         self.streams.link_up(peer)
-        if is_crossing:
+        if is_renewal and link.is_dialled:
+            self.streams.renew(peer)
+        if is_crossing or is_renewal:
             return
         self._log.info(
             "link_up",

@@ -30,6 +30,8 @@ class Stream:
         self._on_closed = on_closed
         self._unsent = bytearray()
         self._is_closed = False
+        self.is_outdated = False
+        """Set from any thread: a newer one is wanted, and the next thing sent goes another way."""
         self.frames_in = self.frames_out = self.bytes_in = self.bytes_out = self.dropped = 0
 
     def fileno(self) -> int:
@@ -63,6 +65,8 @@ class Stream:
 
     def send(self, payload: bytes) -> bool:
         """False: dropped, as too much is waiting; Raft will repeat it. Never blocks."""
+        if self.is_outdated:
+            raise ConnectionAbortedError("made anew under new trust")
         if len(self._unsent) > STREAM_UNSENT_BYTES_MAX:
             self.dropped += 1
             return False

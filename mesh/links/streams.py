@@ -54,6 +54,11 @@ class Streams:
             else:
                 task.add_done_callback(lambda _: self._kept.discard(peer))
 
+    def renew(self, peer: NodeId) -> None:
+        """The link to `peer` has been made anew by this end: so is its stream, when it is used next."""
+        if (stream := self.open.get(peer)) is not None:
+            stream.is_outdated = True
+
     async def accept(self, link: Link, presented: NodeId, body: bytes) -> None:
         """A caller's first frame was STREAM. Raises HandshakeRefused, OSError."""
         hello = read_stream_hello(body)

@@ -32,6 +32,15 @@ _SUBMIT_EPILOG = """examples:
   meshnode session submit session.json
 """
 
+_ROTATE_EPILOG = """A rotation has three steps: the new secret is accepted beside the old one; it is presented; the old
+one is dropped. Each step is taken in FILE on this machine and copied to every other; daemons take a changed file over
+by themselves, and no link goes down. A step that would part nodes is refused (exit code 1), with the reason.
+
+  meshnode secret rotate --begin            step 1; copy FILE to every machine
+  meshnode secret rotate                    step 2, if every node has taken step 1; copy again
+  meshnode secret rotate                    step 3, if every node has taken step 2; copy again
+"""
+
 
 _BACKUP_EPILOG = """The backup is taken while the mesh works, from the node that answers, and holds everything up to
 one moment. It is checked while it arrives, and named FILE only when it is whole. Restore it with
@@ -114,6 +123,17 @@ def build_parser() -> argparse.ArgumentParser:
     secrets = secret.add_subparsers(dest="action", metavar="action", required=True)
     new = secrets.add_parser("new", help="make a secret; refuses to overwrite one", allow_abbrev=False)
     new.add_argument("file", nargs="?", type=Path, default=Path("~/.config/meshnode/secret"), metavar="FILE")
+    rotate = _add(
+        secrets, "rotate", "replace the secret without downtime, one safe step at a time", client, _ROTATE_EPILOG
+    )
+    rotate.add_argument("file", nargs="?", type=Path, default=Path("~/.config/meshnode/secret"), metavar="FILE")
+    rotate.add_argument("--config", dest="node_config", type=Path, metavar="FILE", help="rotate its secret file")
+    rotate.add_argument("--begin", action="store_true", help="begin a rotation, if none is under way")
+    rotate.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    rotate.add_argument("--wait", action="store_true", help="wait until the next step is safe, then take it")
+    rotate.add_argument(
+        "--without", action="append", default=[], metavar="NODE", help="leave this node behind (name or id; repeatable)"
+    )
     doctor = commands.add_parser("doctor", help="check this machine: network, clock, disk, rights", allow_abbrev=False)
     doctor.add_argument("--config", dest="doctor_config", type=Path, metavar="FILE", help="check for this one")
     doctor.add_argument("--url", help="ask this node for the mesh's clocks (default: the configured one)")
@@ -203,6 +223,10 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 return Exit.USAGE
             return _daemon(arguments.config, is_check=arguments.check)
         case "secret":
+            if arguments.action == "rotate":
+                from node.cli.rotate import rotate
+
+                return rotate(arguments)
             from node.cli import secret
 
             return secret.new(arguments.file)

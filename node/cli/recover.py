@@ -6,6 +6,7 @@ change is one transaction; what was there before is copied first.
 
 import shutil
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from mesh.identity import Identity
 from mesh.links.book import KnownPeer
 from mesh.probe import who_answers
 from mesh.proposals import FoundingRecord, succeed
-from mesh.trust import MeshSecret, make_trust
+from mesh.secrets import Secrets
+from mesh.trust import make_trust
 from node.cli import render
 from node.cli.exits import CommandError, Exit
 from node.cli.offline import configured, now_ms
@@ -201,8 +203,8 @@ def _case(config: Config, identity: Identity, store: Environment) -> Case:
         )
     peers = load_peers(config.data_dir)
     try:
-        secret = MeshSecret.load(config.secret_file) if config.secret_file is not None else None
-        context = make_trust(identity, secret, config.mesh.name).client
+        secrets = Secrets.load(config.secret_file) if config.secret_file is not None else None
+        context = make_trust(identity, secrets, config.mesh.name, time.time()).client
     except (MeshError, OSError) as error:
         raise CommandError(
             f"whether the other voters run cannot be asked: {error}", Exit.FAILED, "mend [mesh] secret_file"

@@ -8,7 +8,7 @@ from node.cli.exits import CommandError, Exit
 def new(file: Path) -> int:
     """Makes a secret in `file`, readable by its owner only; never overwrites."""
     from mesh.errors import MeshError
-    from mesh.trust import MeshSecret
+    from mesh.secrets import MeshSecret
 
     path = file.expanduser()
     try:

@@ -7,7 +7,7 @@ from node.http.answers import answer, answer_reading
 from node.http.arguments import Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
-from node.service import status
+from node.service import status, trust
 from node.service.errors import ServiceError
 
 
@@ -29,7 +29,9 @@ async def get_readiness(request: web.Request) -> web.Response:
 async def list_members(request: web.Request) -> web.Response:
     arguments = Arguments(request.query, ("level",))
     reading = await request.app[SERVICE].members(arguments.level())
-    return answer_reading(request, {"members": render.rows(reading.value)}, reading)
+    secrets = trust.accepted_by(request.app[SERVICE])
+    members = [{**row, "secrets": secrets.get(row["node_id"])} for row in render.rows(reading.value)]
+    return answer_reading(request, {"members": members}, reading)
 
 
 async def list_rituals(request: web.Request) -> web.Response:

@@ -22,6 +22,11 @@ _FRESHNESS: dict[str, Any] = {
 @cache
 def schemas() -> dict[str, Any]:
     rows = {kind.__name__: _row(kind) for kind in (Session, Branch, Knowledge, Attempt, Insight, Member)}
+    rows["Member"]["properties"]["secrets"] = {
+        "type": ["array", "null"],
+        "items": {"type": "string"},
+        "description": "fingerprints of the mesh secrets it accepts, the one it presents first; null: not known here",
+    }
     return {
         **rows,
         "SessionSubmission": _submission(),

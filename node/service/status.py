@@ -17,6 +17,7 @@ from consensus.state.encoding import FORMAT as COMMAND_FORMAT
 from consensus.state.rows import Member
 from mesh.handshake import PROTOCOL_MAX
 from node import __version__
+from node.service import trust
 from node.service.errors import ServiceError
 from node.service.ports import GroupStatus
 from node.service.service import NodeService
@@ -92,9 +93,10 @@ def document(service: NodeService) -> dict[str, Any]:
         "ready": all(check.ok for check in checks),
         "leader": None if leader is None else {"node_id": leader, "name": names.get(leader)},
         **_consensus(service, status, names),
-        "peers": peers,
+        **trust.document(service),
+        "peers": [_told(peer, "certificate_ends_at_ms") for peer in peers],
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],
-        "discovery": [_told(_plain(entry)) for entry in service.mesh.diary()],
+        "discovery": [_told(_plain(entry), "at_ms") for entry in service.mesh.diary()],
         "refusals": {"mesh": dict(service.mesh.counters()), "consensus": dict(status.dropped) if status else {}},
         "slots": None if service.executor is None else _plain(service.executor.statistics()),
         "storage": {**_plain(service.store.statistics()), "data_dir": facts.data_dir},
@@ -122,6 +124,7 @@ def warnings(
         if peer.get("state") == "down":
             found.append(f"no link to {peer.get('name') or peer.get('node_id')}")
     found.extend(f"member {row.name} is dead: its work goes on elsewhere" for row in members if row.status == "dead")
+    found.extend(trust.warnings(service))
     statistics = service.store.statistics()
     if statistics.disk_free_bytes < DISK_FREE_BYTES_WARN:
         found.append(f"only {statistics.disk_free_bytes >> 20} MiB are free on the disk of {service.facts.data_dir}")
@@ -166,9 +169,12 @@ def _members(service: NodeService) -> list[Member]:
         return []  # the rest of the document is what somebody needs who looks into a broken store
 
 
-def _told(entry: dict[str, Any]) -> dict[str, Any]:
-    """With its time as clients see times."""
-    return {"at": iso(entry.pop("at_ms")), **entry} if "at_ms" in entry else entry
+def _told(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    """With the time under `key` as clients see times."""
+    return {
+        name.removesuffix("_ms") if name == key else name: iso(value) if name == key else value
+        for name, value in entry.items()
+    }
 
 
 def _plain(value: Any) -> dict[str, Any]:

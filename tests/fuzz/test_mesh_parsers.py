@@ -10,7 +10,7 @@ from mesh.handshake import Hello, Refuse, encode, read_hello, read_refuse
 from mesh.links.book import decode_peers, encode_peers, split_address
 from mesh.links.frames import FrameParser, Kind, pack, unpack_call, unpack_id, unpack_notice
 from mesh.proposals import FoundingRecord, Propose, decode_message, encode_message
-from mesh.trust import MeshSecret
+from mesh.secrets import MeshSecret
 from storage.ids import InstanceId, MeshId, NodeId
 
 HELLO = encode(Hello(1, 1, "home", NodeId("n"), InstanceId("i"), "name", "core", ("10.0.0.1:1",)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.trust import MeshSecret
+from mesh.secrets import MeshSecret
 from node.testing import Daemon, LocalMesh
 from tests.system.lan import Lan
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from mesh.proposals import FoundingRecord
 from mesh.identity import Identity, new_instance_id
 from mesh.mesh import Mesh, MeshSettings
-from mesh.trust import MeshSecret
+from mesh.secrets import MeshSecret, Secrets
 from tests.unit.mesh.support import KeptLog, MemoryFounding
 
 async def main(name, directory):
     settings = MeshSettings(mesh_name="cable", node_name=name, data_dir=directory, bootstrap_expect=2)
     identity = Identity.load_or_create(directory / "identity")
-    mesh = Mesh(settings, identity, new_instance_id(), MeshSecret(bytes(32)), MemoryFounding(), KeptLog())
+    mesh = Mesh(settings, identity, new_instance_id(), Secrets(MeshSecret(bytes(32))), MemoryFounding(), KeptLog())
     await mesh.start()
     founding = await mesh.founded()
     peers = [peer.address for peer in mesh.peers() if peer.state == "up"]

@@ -86,14 +86,14 @@ def check_rights(config: Config) -> list[Finding]:
         check_files(config)
         if config.secret_file is not None:
             from mesh.errors import MeshError
-            from mesh.trust import MeshSecret
+            from mesh.secrets import Secrets
 
             try:
-                secret = MeshSecret.load(config.secret_file)
+                secrets = Secrets.load(config.secret_file)
             except MeshError as error:
                 findings.append(Finding("secret", "fail", str(error), "copy it again from another node"))
             else:
-                shown = f"{config.secret_file}, fingerprint {secret.fingerprint()}"
+                shown = f"{config.secret_file}, fingerprint {' and '.join(secrets.fingerprints)}"
                 findings.append(Finding("secret", "ok", f"{shown}: must be the same on every machine"))
         else:
             findings.append(Finding("secret", "ok", "none: only this machine can take part"))

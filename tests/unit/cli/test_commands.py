@@ -21,8 +21,8 @@ def test_nodes_is_a_table(node: FakeNode, capsys: pytest.CaptureFixture[str]) ->
     node.on("/v1/members", {"members": [member(), member(name="ben", node_id="b" * 26, status="dead")], "leader": NODE})
     assert main(["nodes"]) == Exit.OK
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "id", "tier", "status", "slots", "address", "software"]
-    assert lines[1].split() == ["ann", NODE, "core", "(leader)", "alive", "2+100", "10.0.0.1:7781", "0.1.0"]
+    assert lines[0].split() == ["name", "id", "tier", "status", "slots", "address", "software", "secret"]
+    assert lines[1].split() == ["ann", NODE, "core", "(leader)", "alive", "2+100", "10.0.0.1:7781", "0.1.0", "-"]
     assert lines[2].split()[3] == "dead"
     assert "\x1b" not in "".join(lines)
 

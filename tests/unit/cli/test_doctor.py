@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.trust import MeshSecret
+from mesh.secrets import MeshSecret
 from node.cli.doctor import clocks, host, network
 from node.cli.doctor.finding import Finding, worst
 from node.cli.exits import Exit

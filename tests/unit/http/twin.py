@@ -26,6 +26,7 @@ from consensus.state.encoding import CommandError, encode_command
 from consensus.state.events import Numbered
 from consensus.state.rows import Failure, Knowledge, RitualOffer
 from consensus.state.tables import TABLES
+from mesh.keeper import TrustStatus
 from node.http.app import build_app
 from node.http.guard import Guard
 from node.rituals.registry import Registry
@@ -128,6 +129,9 @@ class TwinMesh:
 
     def counters(self) -> dict[str, int]:
         return {"wrong_secret": 1}
+
+    def trust_status(self) -> TrustStatus:
+        return TrustStatus(("0a1b2c3d",), None, None, 4e9, 3.9e9, ("the secret file is not taken over",))
 
 
 class Slots(NamedTuple):

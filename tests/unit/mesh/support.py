@@ -8,6 +8,7 @@ import contextlib
 import gc
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,7 +22,8 @@ from mesh.identity import Identity, new_instance_id
 from mesh.links.frames import Kind
 from mesh.mesh import Mesh, MeshSettings
 from mesh.proposals import FoundingRecord
-from mesh.trust import MeshSecret, make_trust
+from mesh.secrets import MeshSecret, Secrets
+from mesh.trust import make_trust
 from storage.ids import InstanceId, NodeId
 
 SECRET = MeshSecret(b"0123456789abcdef0123456789abcdef")
@@ -88,6 +90,7 @@ class Site:
         seeds: Sequence[str] = (),
         instance_id: InstanceId | None = None,
         data: str = "",
+        clock: Callable[[], float] = time.time,
         **changes: Any,
     ) -> Mesh:
         data_dir = self._directory / (data or name)
@@ -106,7 +109,10 @@ class Site:
         log = self.logs.setdefault(name, KeptLog())
         store = self.stores.setdefault(name, MemoryFounding())
         identity = Identity.load_or_create(data_dir / "identity")
-        return Mesh(settings, identity, instance_id or new_instance_id(), secret, store, log)
+        secrets = None if secret is None else Secrets(secret)
+        if settings.secret_file is not None:
+            secrets = Secrets.load(settings.secret_file)
+        return Mesh(settings, identity, instance_id or new_instance_id(), secrets, store, log, clock=clock)
 
     async def start(self, name: str, **changes: Any) -> Mesh:
         mesh = self.make(name, **changes)
@@ -194,7 +200,7 @@ async def stranger(
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, NodeId]]:
     """TLS with the right secret, and then whatever a test wants to say."""
     identity = identity or Identity.generate()
-    context = make_trust(identity, SECRET, "test").client
+    context = make_trust(identity, Secrets(SECRET), "test", time.time()).client
     reader, writer = await asyncio.open_connection("127.0.0.1", mesh.port, ssl=context, server_hostname="")
     try:
         yield reader, writer, identity.node_id

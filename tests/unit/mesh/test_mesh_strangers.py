@@ -11,7 +11,7 @@ from mesh import limits
 from mesh.errors import BindError
 from mesh.links import manager
 from mesh.links.frames import Kind, pack
-from mesh.trust import MeshSecret
+from mesh.secrets import MeshSecret
 from storage.ids import NodeId
 from tests.unit.mesh.support import (
     address,

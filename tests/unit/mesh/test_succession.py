@@ -10,7 +10,8 @@ from mesh.handshake import Hello, judge
 from mesh.identity import Identity
 from mesh.probe import who_answers
 from mesh.proposals import FORMER_MAX, Announce, decode_message, encode_message, succeed
-from mesh.trust import MeshSecret, make_trust
+from mesh.secrets import MeshSecret, Secrets
+from mesh.trust import make_trust
 from storage.ids import InstanceId, MeshId, NodeId
 
 OLD = MeshId("old")
@@ -59,7 +60,7 @@ def test_a_newcomer_is_welcome() -> None:
 
 
 def test_a_probe_sees_who_answers_and_believes_only_the_secret(tmp_path: Path) -> None:
-    secret = MeshSecret.new()
+    secret = Secrets(MeshSecret.new())
     asking, there, stranger = (Identity.generate() for _ in range(3))
 
     async def main() -> None:
@@ -68,15 +69,15 @@ def test_a_probe_sees_who_answers_and_believes_only_the_secret(tmp_path: Path) -
             writer.close()
 
         servers = [
-            await asyncio.start_server(silent, "127.0.0.1", 0, ssl=make_trust(who, theirs, "home").server)
-            for who, theirs in ((there, secret), (stranger, MeshSecret.new()))
+            await asyncio.start_server(silent, "127.0.0.1", 0, ssl=make_trust(who, theirs, "home", 0.0).server)
+            for who, theirs in ((there, secret), (stranger, Secrets(MeshSecret.new())))
         ]
         servers.append(await asyncio.start_server(silent, "127.0.0.1", 0))
         addresses = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
         with socket.socket() as nobody:
             nobody.bind(("127.0.0.1", 0))
             asked = [*addresses, f"127.0.0.1:{nobody.getsockname()[1]}", "nonsense"]
-            context = make_trust(asking, secret, "home").client
+            context = make_trust(asking, secret, "home", 0.0).client
             found = await asyncio.to_thread(who_answers, asked, context, 1.0)
         assert found == {there.node_id: addresses[0]}
         for server in servers:

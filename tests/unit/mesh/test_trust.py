@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mesh import trust
 from mesh.errors import IdentityError, SecretError
 from mesh.identity import Identity, new_instance_id
-from mesh.trust import MeshSecret, make_trust
+from mesh.secrets import MeshSecret, Secrets
+from mesh.trust import make_trust
 
 
 def test_a_secret_survives_its_text_and_its_file(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_a_secret_survives_its_text_and_its_file(tmp_path: Path) -> None:
     path = tmp_path / "etc" / "mesh.secret"
     secret.save(path)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert MeshSecret.load(path) == secret
+    assert Secrets.load(path) == Secrets(secret)
     assert MeshSecret.parse(f"  {secret.text().upper()}\n") == secret
     assert secret.text() not in repr(secret)
     with pytest.raises(SecretError, match="exists already"):
@@ -45,14 +46,14 @@ def test_a_secret_that_others_may_read_is_refused_with_the_repair(tmp_path: Path
     MeshSecret.new().save(path)
     path.chmod(0o640)
     with pytest.raises(SecretError, match=f"chmod 600 {path}") as raised:
-        MeshSecret.load(path)
+        Secrets.load(path)
     assert raised.value.code == "secret_readable"
     with pytest.raises(SecretError, match="meshnode secret new"):
-        MeshSecret.load(tmp_path / "missing")
+        Secrets.load(tmp_path / "missing")
     path.write_bytes(b"\xff")
     path.chmod(0o600)
     with pytest.raises(SecretError, match="not text"):
-        MeshSecret.load(path)
+        Secrets.load(path)
 
 
 def test_an_identity_is_made_once_and_kept(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_all_holders_of_a_secret_make_the_same_authority() -> None:
 
 
 def test_links_are_mutual_tls_1_3() -> None:
-    made = make_trust(Identity.generate(), MeshSecret.new(), "home")
+    made = make_trust(Identity.generate(), Secrets(MeshSecret.new()), "home", 0.0)
     for context in (made.server, made.client):
         assert context.minimum_version == ssl.TLSVersion.TLSv1_3
         assert context.verify_mode == ssl.CERT_REQUIRED
