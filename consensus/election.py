@@ -33,6 +33,7 @@ class Election:
             return
         if not any(engine.is_connected(peer) for peer in engine.peers):
             self._asking_term, self._granted = None, set()
+            engine.forget_leader()  # so that the first link that comes up is reason enough
             engine.election_deadline = now + engine.settings.election_min_s
             return
         if self._may_elect():
@@ -100,8 +101,8 @@ class Election:
         """With no leader known there is little to wait for."""
         engine = self.engine
         if engine.leader is None and not engine.is_leader:
-            heartbeat = engine.settings.heartbeat_s
-            soon = now + engine.random_timeout(heartbeat, 2 * heartbeat)
+            settings = engine.settings
+            soon = now + engine.random_timeout(settings.failover_min_s, settings.failover_max_s)
             engine.election_deadline = min(engine.election_deadline, soon)
 
     def link_down(self, peer: NodeId, *, closed_by_peer: bool, now: float) -> None:

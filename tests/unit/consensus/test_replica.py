@@ -8,7 +8,7 @@ from consensus.engine import Role
 from consensus.errors import ReplicaDead, VotersChanged
 from consensus.limits import COMMAND_BYTES_MAX, RaftSettings
 from consensus.messages import AppendEntries, NextIndex, decode_frame, encode_frame
-from consensus.replica import PeerMessage, Propose, Replica, TransferLeadership
+from consensus.replica import LinkDown, LinkUp, PeerMessage, Propose, Replica, TransferLeadership
 from storage.errors import DiskFull
 from storage.ids import NodeId
 from tests.simulation.machine import RecordingMachine
@@ -93,6 +93,25 @@ def test_a_closed_link_to_the_leader_starts_an_election_at_once() -> None:
     cluster.kill(leader)
     cluster.run_until(lambda: cluster.leader is not None)
     assert cluster.now - died_at < 0.4  # of the virtual clock
+
+
+def test_the_first_link_after_a_leader_was_lost_starts_an_election_at_once() -> None:
+    """The leader dies while the other two are not linked: each waits alone, and must not go on waiting together."""
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run()
+    one, other = (i for i in IDS if i != leader)
+    cluster.inboxes[one].append(LinkDown(other, closed_by_peer=True))
+    cluster.inboxes[other].append(LinkDown(one, closed_by_peer=True))
+    cluster.kill(leader)
+    alone_until = cluster.now + 0.3
+    cluster.run_until(lambda: cluster.now >= alone_until)
+    assert cluster.leader is None
+    cluster.inboxes[one].append(LinkUp(other))
+    cluster.inboxes[other].append(LinkUp(one))
+    linked_at = cluster.now
+    cluster.run_until(lambda: cluster.leader is not None)
+    assert cluster.now - linked_at < 0.4  # of the virtual clock
 
 
 def test_leadership_is_handed_over() -> None:
