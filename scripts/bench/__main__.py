@@ -1,6 +1,7 @@
 """Runs benchmarks and prints their figures as a table, each run beside the reference loops of the same call."""
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,6 +27,8 @@ def main() -> int:
     unknown = sorted(set(arguments.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
+    # As any installation after its first start: with its bytecode cached.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     figures: list[report.Figure] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="meshnode-bench-") as name:
         folder = Path(name)
