@@ -48,8 +48,9 @@ class ProposalTimeout(ProposalFailed):
 
 class Unavailable(ProposalFailed):
     """Refused before it was proposed; nothing has happened. Codes: `overloaded` (too many proposals in flight: retry
-    later), `quarantined` (this replica has diverged: ask another node), `stopped` (this replica has stopped: ask
-    another node), `too_large` (the command exceeds its cap: do not retry)."""
+    later), `quarantined` (this replica has diverged: ask another node), `stopped` (this node is
+    stopping: ask another one), `replica_stopped` (its replica has failed for good: ask another node), `disk_low` (the
+    leader takes no new sessions), `too_large` (the command exceeds its cap: do not retry)."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

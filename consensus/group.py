@@ -74,7 +74,9 @@ class _Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Group:
-    """`on_failure(error, is_final)` reports that the replica failed; if final, this node takes part no more."""
+    """`on_failure(error, is_final)` reports that the replica failed; if final, this node takes part no more.
+    `refuses(command)` answers the code with which a leader turns down a command that a peer has forwarded: `disk_low`,
+    or None."""
 
     def __init__(
         self,
@@ -86,6 +88,7 @@ class Group:
         *,
         settings: RaftSettings | None = None,
         on_failure: Callable[[Exception, bool], None] | None = None,
+        refuses: Callable[[bytes], str | None] | None = None,
         clock_ms: Callable[[], int] | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -93,6 +96,7 @@ class Group:
         self._store = store
         self._transport = transport
         self._report_failure = on_failure
+        self._refuses = refuses
         self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
         self._driver = ReplicaDriver(
             node_id,
@@ -256,6 +260,8 @@ class Group:
             return _Outcome(0, None, error.code)
         if self._status.role is not Role.LEADER:
             return _Outcome(0, None, "not_leader")
+        if self._refuses is not None and (code := self._refuses(forwarded.command)) is not None:
+            return _Outcome(0, None, code)
         self._in_flight += 1
         try:
             until = asyncio.get_running_loop().time() + min(max(forwarded.deadline_s, 0.0), 60.0)
@@ -300,6 +306,8 @@ class Group:
             match None if outcome is None else outcome.error:
                 case "too_large" | "malformed" as code:
                     raise Unavailable(code, "the command was refused before it was proposed; do not repeat it")
+                case "disk_low" as code:
+                    raise Unavailable(code, "the disk of the leader is nearly full: it takes no new sessions")
                 case "quarantined" if leader == self.node_id:
                     raise _quarantined()
             # Unknown, or nobody leads: again when that changes, or soon.
@@ -393,7 +401,9 @@ class Group:
 
     def _on_failure(self, error: Exception, is_final: bool) -> None:
         if is_final:
-            self._fail_all(Unavailable("stopped", f"this node's replica has stopped: {error}; ask another node"))
+            self._fail_all(
+                Unavailable("replica_stopped", f"this node's replica has stopped: {error}; ask another node")
+            )
         if self._report_failure is not None:
             self._report_failure(error, is_final)
 

@@ -32,6 +32,7 @@ from mesh.secrets import Secrets
 from node import __version__
 from node.backups import Backups
 from node.config import Config, join_host_port
+from node.disk import DiskWatch
 from node.executor.executor import Executor
 from node.http.guard import HttpConfigError
 from node.live import TOPIC as LIVE_TOPIC
@@ -111,6 +112,8 @@ async def _serve(config: Config) -> None:
     last_resort.cancel()
     if failure is not None:
         raise Failed(str(failure)) from failure
+    if node.withdrawn is not None:
+        raise Failed(node.withdrawn)
     log.info("stopped")
 
 
@@ -135,6 +138,8 @@ class Node:
         self._links: dict[NodeId, LinkState] = {}
         self._share: Share | None = None
         self._is_stopping = False
+        self.withdrawn: str | None = None
+        """Why this node takes part no more, though it still answers."""
 
     @property
     def group(self) -> Group:
@@ -171,6 +176,7 @@ class Node:
             http_address=join_host_port(config.http.bind, config.http.port),
             started_at_ms=now_ms(),
         )
+        self.disk = DiskWatch(self.store, str(config.data_dir))
         self.live = LiveBoard(self.node_id, self._broadcast)
         records = FoundingRecords(self.store)
         self.mesh = Mesh(mesh_settings(config), identity, self.facts.instance_id, secrets, records, log)
@@ -192,6 +198,7 @@ class Node:
             registry=self.registry,
             live=self.live,
             store=self.store,
+            disk=self.disk,
             backups=Backups(self.store, config.data_dir, self._backup_facts),
             now_ms=now_ms,
         )
@@ -204,6 +211,7 @@ class Node:
         self._exits.push_async_callback(self.http.stop)
         self._exits.push_async_callback(self.service.stop)
         log.info("started", node=config.node.name, id=self.node_id, http=f"http://{join_host_port(host, port)}/")
+        self.own("disk watch", self.disk.run())
         self.own("taking part", self._take_part())
 
     async def _take_part(self) -> None:
@@ -239,6 +247,16 @@ class Node:
     ) -> None:
         share = self._share
         self._is_stopping = True
+        if self.withdrawn is None:
+            await self._take_leave(share)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if share is not None:
+            await share.group.stop()
+        await self._exits.aclose()
+
+    async def _take_leave(self, share: Share | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S - HAND_OVER_S):
                 if share is not None:
@@ -248,12 +266,6 @@ class Node:
                     await share.reporter.wait_idle()
         if share is not None:
             await share.group.transfer_leadership(HAND_OVER_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if share is not None:
-            await share.group.stop()
-        await self._exits.aclose()
 
     # -- what the parts tell each other --
 
@@ -283,10 +295,26 @@ class Node:
 
     def on_replica_failure(self, error: Exception, is_final: bool) -> None:
         log.error("replica_failed", reason=str(error), goes_on="no" if is_final else "yes")
-        if is_final:
-            self.service.note_replica_failure(str(error))
-        if is_final and self._failure is not None and not self._failure.done():
+        if not is_final:
+            return
+        self.service.note_replica_failure(str(error))
+        if isinstance(error, StorageError):
+            self.own("withdrawing", self._withdraw(str(error)))
+        elif self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
+
+    async def _withdraw(self, reason: str) -> None:
+        """The store cannot be written any more, and a restart would not change that. So nobody may count on this node:
+        its links end, and others take over what it led and executed. But what it had made durable can still be read
+        here, marked as such, until somebody stops the process."""
+        self.withdrawn = reason
+        others = self._tasks - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.executor.stop()
+        await self.mesh.stop()
+        log.error("withdrawn", reason=reason, goes_on="reading over HTTP, until it is stopped")
 
     def link_views(self) -> Mapping[NodeId, LinkView]:
         """Of every peer that was linked since the start."""

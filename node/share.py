@@ -14,8 +14,10 @@ from consensus.machine import DomainMachine
 from consensus.replica import ReplicaStatus
 from consensus.state import queries
 from consensus.state.commands import Applied, RegisterMember
+from consensus.state.encoding import is_submission
 from consensus.state.events import Numbered
 from mesh.mesh import Mesh
+from node.disk import DiskWatch
 from node.executor.executor import Executor
 from node.live import LiveBoard
 from node.pulse import Pulse
@@ -27,9 +29,14 @@ from node.service.times import now_ms
 from node.work import Assignments, Places, Reporter
 from storage.environment import Environment
 from storage.ids import NodeId
+from storage.space import Space
 
 REGISTER_DEADLINE_S = 10.0
 REGISTER_PAUSE_S = 0.5
+
+GIVE_WAY_LOOK_S = 1.0
+GIVE_WAY_AGAIN_S = 60.0
+"""When all disks are nearly full, leadership goes round this often and not more: each time costs some milliseconds."""
 
 FAREWELL_S = 0.5
 """For telling the mesh that this node takes no more work."""
@@ -47,6 +54,7 @@ class Host(Protocol):
     registry: Registry
     executor: Executor
     live: LiveBoard
+    disk: DiskWatch
 
     def own(self, name: str, work: Coroutine[Any, Any, None]) -> None: ...
 
@@ -64,8 +72,15 @@ class Share:
 
     def __init__(self, node: Host, voters: tuple[NodeId, ...]) -> None:
         self.group = Group(
-            node.node_id, voters, node.store, DomainMachine(), node.mesh, on_failure=node.on_replica_failure
+            node.node_id,
+            voters,
+            node.store,
+            DomainMachine(),
+            node.mesh,
+            on_failure=node.on_replica_failure,
+            refuses=self._refuses,
         )
+        self._disk = node.disk
         kinds = {name: ritual.kind for name, ritual in node.registry.items()}
         self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor)
         self.reporter = Reporter(self.group, self.places, now_ms)
@@ -83,6 +98,7 @@ class Share:
         yield "dispatcher", self.dispatcher.run()
         yield "pulse", self._pulse.run()
         yield "live", self._live.run()
+        yield "give way", self._give_way()
 
     async def register(self, command: Callable[[], RegisterMember]) -> None:
         """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
@@ -110,6 +126,18 @@ class Share:
         """Tells the scheduler that this node has no places; without a majority nobody assigns anything anyway."""
         with contextlib.suppress(ConsensusError):
             await self.group.propose(command, FAREWELL_S)
+
+    def _refuses(self, command: bytes) -> str | None:
+        """What this node does not take as the leader, whoever has taken it in."""
+        return "disk_low" if self._disk.space is not Space.OK and is_submission(command) else None
+
+    async def _give_way(self) -> None:
+        """A leader without room would refuse new sessions for the whole mesh: let another one lead, if there is one."""
+        while True:
+            await asyncio.sleep(GIVE_WAY_LOOK_S)
+            if self._leads() and self._disk.space is not Space.OK:
+                await self.group.transfer_leadership()
+                await asyncio.sleep(GIVE_WAY_AGAIN_S)
 
     def _leads(self) -> bool:
         return self.group.status().role is Role.LEADER

@@ -20,6 +20,7 @@ import lmdb
 import msgspec
 
 from storage import codec, datafile, growth
+from storage.causes import FAILED, FULL, errno_of, of_os_error
 from storage.errors import (
     CodecError,
     CorruptStore,
@@ -99,13 +100,13 @@ class Environment:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise _os_error(error, path) from error
+            raise of_os_error(error, path) from error
         lock = DirectoryLock(path)
         try:
             return cls(path, tables, software, map_bytes, map_bytes_max, disk_reserve_bytes, lock)
         except OSError as error:
             lock.release()
-            raise _os_error(error, path) from error
+            raise of_os_error(error, path) from error
         except BaseException:
             lock.release()
             raise
@@ -284,10 +285,10 @@ class Environment:
             return MapExhausted(f"{path}: the map of {self._map_bytes} bytes is full; repeat the transaction", path)
         if isinstance(error, lmdb.ReadersFullError):
             return ReadersExhausted(f"{path}: LMDB's reader table is full; try again later", path)
-        code = _errno(error)
-        if code in (errno.ENOSPC, errno.EDQUOT):
+        code = errno_of(error)
+        if code in FULL:
             return self._disk_full(self._disk_free_bytes())
-        if code in (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV) or isinstance(error, lmdb.PanicError):
+        if code in FAILED or isinstance(error, lmdb.PanicError):
             # A short write, which is how a large transaction meets a full disk, is EIO to LMDB too. Taking a full disk
             # for the cause is safe even if it was not: until the meta page is written a failed commit has touched only
             # pages that nothing refers to, and if that last write fails LMDB refuses all further ones (PanicError).
@@ -348,7 +349,10 @@ class Environment:
         try:
             growth.stretch(self._data_path, size)
         except OSError as error:
-            raise _os_error(error, self._data_path) from error
+            found = of_os_error(error, self._data_path)
+            if isinstance(found, DiskFailed):
+                self._failure = str(found)
+            raise found from error
         with self._state:
             self._is_growing = True
             try:
@@ -400,7 +404,7 @@ def _create(path: Path, software: str, map_bytes: int) -> None:
     except lmdb.Error as error:
         raise (
             DiskFull(f"{path}: no space to make the store", path)
-            if _errno(error) in (errno.ENOSPC, errno.EDQUOT)
+            if errno_of(error) in FULL
             else StorageError(f"{path}: {error}", path)
         ) from error
     finally:
@@ -432,7 +436,7 @@ def _open_lmdb(path: Path, map_bytes: int, table_count: int) -> lmdb.Environment
             raise CorruptStore(f"{path}: damaged ({error}). {datafile.REMEDY}", path) from error
         if isinstance(error, lmdb.VersionMismatchError):
             raise NewerFormat(f"{path}: written by another version of LMDB ({error})", path) from error
-        if _errno(error) in (errno.ENOSPC, errno.EDQUOT):
+        if errno_of(error) in FULL:
             raise DiskFull(f"{path}: no space left on the disk. Make room", path) from error
         raise StorageError(f"{path}: cannot be opened: {error}", path) from error
 
@@ -470,26 +474,6 @@ def _read_meta(env: lmdb.Environment, path: Path) -> MetaRecord:
         return codec.decode(data, MetaRecord)
     except CodecError as error:
         raise CorruptStore(f"{path}: the record about the store itself is damaged. {datafile.REMEDY}", path) from error
-
-
-def _errno(error: lmdb.Error) -> int:
-    """py-lmdb before 1.7 keeps the number only in the text ("mdb_txn_commit: No space left on device")."""
-    code = getattr(error, "code", 0)
-    if isinstance(code, int) and code:
-        return code
-    text = str(error)
-    for candidate in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV):
-        if os.strerror(candidate) in text:
-            return candidate
-    return 0
-
-
-def _os_error(error: OSError, path: Path) -> StorageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"{path}: no space left on the disk. Make room", path)
-    if error.errno == errno.EIO:
-        return DiskFailed(f"{path}: {error.strerror}. Check the disk", path)
-    return StorageError(f"{path}: {error.strerror}. Check the directory and its owner", path)
 
 
 def _sync(path: Path) -> None:

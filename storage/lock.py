@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 
+from storage.causes import of_os_error
 from storage.errors import StorageError, StoreLocked
 
 LOCK_FILE = "meshnode.lock"
@@ -23,7 +24,7 @@ class DirectoryLock:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}. The daemon's user must own the directory", path) from error
+            raise of_os_error(error, path) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

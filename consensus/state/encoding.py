@@ -53,6 +53,7 @@ FORMAT: Final = 1
 _VERSION = bytes([FORMAT])
 _decode = msgspec.msgpack.Decoder(AnyCommand).decode
 _UNDECODABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
+_SUBMISSION = b"\xaesubmit_session"
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -90,6 +91,12 @@ def decode_command(data: bytes) -> AnyCommand:
         raise CommandError("malformed", f"not a command: {error}") from error
     check_command(command)
     return command
+
+
+def is_submission(data: bytes) -> bool:
+    """Whether these bytes, if they are a command at all, submit a session; at no cost, as leaders ask it of every
+    command that is forwarded to them. An array of less than sixteen fields begins with its tag."""
+    return data[2 : 2 + len(_SUBMISSION)] == _SUBMISSION
 
 
 def check_command(command: AnyCommand) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from node.http.keys import SERVICE
 from node.http.render import freshness
 from node.service.readings import Reading
 from node.service.service import INLINE_ROWS_MAX
@@ -32,8 +33,11 @@ def answer(
 
 
 def answer_reading(request: web.Request, document: dict[str, Any], reading: Reading[Any]) -> web.Response:
-    """With how fresh it is."""
-    return answer(request, {**document, **freshness(reading)})
+    """With how fresh it is; and, if this node's replica has failed for good, that nothing newer will come."""
+    document = {**document, **freshness(reading)}
+    if (failure := request.app[SERVICE].replica_failure) is not None:
+        document["replica_stopped"] = failure
+    return answer(request, document)
 
 
 async def rendered(count: int, build: Callable[[], T]) -> T:

@@ -37,6 +37,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "overloaded": 503,
     "quarantined": 503,
     "refused": 409,
+    "replica_stopped": 503,
     "session_exists": 409,
     "stopping": 503,
     "timeout": 504,

@@ -25,6 +25,7 @@ CODES: Final[dict[str, str]] = {
     "overloaded": "Too much is asked at once",
     "quarantined": "This replica has withdrawn itself",
     "refused": "The mesh refused the command",
+    "replica_stopped": "The replica of this node has stopped",
     "session_exists": "The session id is taken by another submission",
     "stopping": "This node is stopping",
     "timeout": "Not done in time",
@@ -68,6 +69,8 @@ def of_consensus(error: ConsensusError) -> ServiceError:
     fixes = {
         "no_leader": "Most Core nodes must be running and reach each other; see /status. Repeating is safe with an id.",
         "timeout": "It may still take effect: repeat with the same id or Idempotency-Key, which changes nothing twice.",
+        "disk_low": "Make room on the leader's machine (see /status), or wait until another node leads.",
+        "replica_stopped": "Ask another node; this one must be looked at by a person, see /status.",
         "forming": "See /status for what it waits for.",
         "quarantined": "Ask another node; this one must be looked at by a person, see /status.",
     }

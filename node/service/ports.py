@@ -13,6 +13,7 @@ from consensus.state.events import Numbered
 from consensus.state.rows import Tier
 from storage.dump import Header
 from storage.ids import InstanceId, NodeId, SessionId
+from storage.space import Space
 from storage.transactions import Transaction
 
 
@@ -120,6 +121,15 @@ class LivePort(Protocol):
 
 class StorePort(Protocol):
     def statistics(self) -> Any: ...
+
+
+class DiskPort(Protocol):
+    """Of `node.disk.DiskWatch`. The checks raise ServiceError `disk_low`, `disk_full`."""
+
+    @property
+    def space(self) -> Space: ...
+    def check_new_work(self) -> None: ...
+    def check_writing(self) -> None: ...
 
 
 class BackupPort(Protocol):

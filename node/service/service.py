@@ -29,6 +29,7 @@ from node.service.paging import branches_page, check_cursor, full_page, number_c
 from node.service.ports import (
     BackupPort,
     BackupsPort,
+    DiskPort,
     ExecutorPort,
     GroupPort,
     GroupStatus,
@@ -75,6 +76,7 @@ class NodeService:
         live: LivePort,
         store: StorePort,
         backups: BackupsPort,
+        disk: DiskPort,
         now_ms: Callable[[], int],
     ) -> None:
         self.facts = facts
@@ -82,6 +84,7 @@ class NodeService:
         self.executor: ExecutorPort | None = None
         self.registry = registry
         self.store = store
+        self.disk = disk
         self._backups = backups
         self.now_ms = now_ms
         self.started_at = time.monotonic()
@@ -117,8 +120,10 @@ class NodeService:
         self.hub.publish(events)
 
     def note_replica_failure(self, reason: str) -> None:
-        """The replica has failed for good: health says so until the process ends."""
+        """The replica has failed for good: health says so until the process ends. Reads go on, of what it had applied;
+        watchers are sent to other nodes."""
         self.replica_failure = reason
+        self.hub.end_watchers()
 
     @property
     def is_founded(self) -> bool:
@@ -150,6 +155,8 @@ class NodeService:
     async def submit(self, body: bytes, key: str | None = None) -> Submitted:
         """Accepts a session from its JSON body; durable when answered. A repeat of the same submission (same id or
         key, same body) is answered with the session as it stands."""
+
+        self.disk.check_new_work()
 
         def parse() -> Any:
             return parse_submission(
@@ -350,7 +357,10 @@ class NodeService:
         return self.hub.watch(after, idle_s)
 
     def check_cursor(self, cursor: Cursor) -> None:
-        """Raises `events_gone` if events after `cursor` are no longer kept, `overloaded` if there is no room."""
+        """Raises `events_gone` if events after `cursor` are no longer kept, `overloaded` if there is no room,
+        `replica_stopped` if none will come."""
+        if self.replica_failure is not None:
+            raise ServiceError("replica_stopped", self.replica_failure, "Watch on another node.")
         self.hub.check_room()
         applied_index = self.status.applied_index
         self.read(lambda txn: check_cursor(txn, cursor, applied_index))
@@ -371,6 +381,7 @@ class NodeService:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     async def _propose(self, command: AnyCommand) -> Applied:
+        self.disk.check_writing()
         try:
             answer = await self._attached().propose(command, PROPOSE_S)
         except ConsensusError as error:

@@ -24,6 +24,7 @@ from node.service.service import NodeService
 from node.service.times import iso
 from storage.environment import FORMAT as STORAGE_FORMAT
 from storage.ids import NodeId
+from storage.space import Space
 
 PROGRESS_S_MAX: Final = 15.0
 """A command must have been applied within this; the leader commits a canary every few seconds if nothing else does."""
@@ -67,6 +68,7 @@ def readiness(service: NodeService) -> list[Check]:
         for row in _members(service)
     )
     checks.append(Check("membership", is_member, "registered" if is_member else "this start is not registered yet"))
+    checks.append(Check("disk", service.disk.space is not Space.FULL, f"space is {service.disk.space.value}"))
     if service.hub.is_closed:
         checks.append(Check("staying", False, "this node is stopping"))
     return checks
@@ -99,7 +101,9 @@ def document(service: NodeService) -> dict[str, Any]:
         "discovery": [_told(_plain(entry), "at_ms") for entry in service.mesh.diary()],
         "refusals": {"mesh": dict(service.mesh.counters()), "consensus": dict(status.dropped) if status else {}},
         "slots": None if service.executor is None else _plain(service.executor.statistics()),
-        "storage": {**_plain(service.store.statistics()), "data_dir": facts.data_dir},
+        "storage": {
+            **_plain(service.store.statistics()), "space": service.disk.space.value, "data_dir": facts.data_dir
+        },
         "watchers": {"open": service.hub.watcher_count, "waiting": service.hub.waiter_count,
                      "closed_too_slow": service.hub.slow_count},
         "versions": versions(),

@@ -60,6 +60,7 @@ class EventHub:
         self._waiters: dict[SessionId, set[Waiter]] = {}
         self._waiter_count = 0
         self._is_closed = False
+        self._has_news = True
         self.slow_count = 0
 
     @property
@@ -96,6 +97,11 @@ class EventHub:
         self._is_closed = True
         self.wake_all()
 
+    def end_watchers(self) -> None:
+        """Nothing will happen here any more: watchers go elsewhere, waiters get what there is in the end."""
+        self._has_news = False
+        self.wake_all()
+
     @property
     def is_closed(self) -> bool:
         return self._is_closed
@@ -130,14 +136,15 @@ class EventHub:
 
     async def watch(self, after: Cursor, idle_s: float) -> AsyncGenerator[EventPage, None]:
         """Pages of events after `after`, for ever, in order, each exactly once; an empty page when nothing happened for
-        `idle_s`, so that the face can send a heartbeat. Ends when the hub is closed. Raises `ServiceError`:
+        `idle_s`, so that the face can send a heartbeat. Ends when the hub is closed or nothing more will come.
+        Raises `ServiceError`:
         `events_gone`, `overloaded`."""
         self.check_room()
         woken = asyncio.Event()
         self._watchers.add(woken)
         try:
             cursor = after
-            while not self._is_closed:
+            while not self._is_closed and self._has_news:
                 woken.clear()  # before reading: what is published from here on wakes again
                 events, cursor = self._read_page(cursor, PAGE_EVENTS_MAX)
                 if events:

@@ -31,6 +31,7 @@ from node.share import Share
 from node.wiring import FoundingRecords
 from storage.errors import DiskFull
 from storage.ids import InstanceId, NodeId
+from storage.space import Space
 from tests.simulation.executor import RITUALS, SimulatedExecutor
 from tests.simulation.loop import CURRENT
 from tests.simulation.observed import ObservedDomain
@@ -112,6 +113,7 @@ class Daemon(Life):
             data_dir="",
             started_at_ms=now_ms(),
         )
+        self.disk: Any = SimpleNamespace(space=Space.OK)
         self.live = LiveBoard(node_id, lambda topic, payload: None)
         self.mesh: Any = SimulatedMesh(self)
         self.registry: Any = {name: SimpleNamespace(kind=offer.kind) for name, offer in RITUALS.items()}

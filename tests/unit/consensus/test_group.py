@@ -16,6 +16,7 @@ from consensus.limits import RaftSettings
 from consensus.machine import DomainMachine
 from consensus.state.apply import digest
 from consensus.state.commands import Applied, Canary
+from consensus.state.encoding import is_submission
 from consensus.state.events import Numbered
 from consensus.state.tables import TABLES as DOMAIN_TABLES
 from storage.environment import Environment
@@ -23,6 +24,7 @@ from storage.errors import DiskFailed, DiskFull, MapExhausted, StorageError
 from storage.ids import NodeId
 from storage.memory import MemoryStore
 from storage.transactions import Store
+from tests.unit.state.model import submit
 
 ALL_TABLES = (*TABLES, *DOMAIN_TABLES)
 IDS = [NodeId(name) for name in "abc"]
@@ -321,6 +323,20 @@ def test_row_13_an_outcome_lost_with_the_leader(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Group, "_propose_until_known", ask_once)
     with pytest.raises((AssertionError, AttributeError)):
         asyncio.run(scenario())
+
+
+def test_a_leader_may_turn_down_what_a_peer_forwards() -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            leader = await leader_of(net)
+            other = next(node for node in IDS if node != leader)
+            net.groups[leader]._refuses = lambda command: "disk_low" if is_submission(command) else None
+            with pytest.raises(Unavailable, match="disk of the leader") as refused:
+                await net.groups[other].propose(submit(), 10)
+            assert refused.value.code == "disk_low"
+            assert isinstance(await net.groups[other].propose(canary(b""), 10), Applied)
+
+    asyncio.run(main())
 
 
 def test_too_many_proposals_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 applies directly, so that every test knows at which index what happened."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from consensus.state.events import Numbered
 from consensus.state.rows import Failure, Knowledge, RitualOffer
 from consensus.state.tables import TABLES
 from mesh.keeper import TrustStatus
+from node.disk import DiskWatch
 from node.http.app import build_app
 from node.http.guard import Guard
 from node.rituals.registry import Registry
@@ -36,7 +38,7 @@ from node.service.service import NodeService
 from storage.dump import encode_dump, make_header
 from storage.ids import InstanceId, NodeId, SessionId
 from storage.memory import MemoryStore
-from storage.transactions import Transaction
+from storage.transactions import StoreStatistics, Transaction
 
 NODE = NodeId("a" * 26)
 INSTANCE = InstanceId("1" * 16)
@@ -190,10 +192,23 @@ class TwinBackups:
         yield TwinBackup(self._store, self.breaks_after)
 
 
+class TwinStore:
+    """The group's store on a disk with as much room as the test says."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.disk_free_bytes = 1 << 40
+
+    def statistics(self) -> StoreStatistics:
+        return self._store.statistics()._replace(disk_free_bytes=self.disk_free_bytes)
+
+
 class TwinNode:
     def __init__(self) -> None:
         self.group = TwinGroup()
         self.live = TwinLive()
+        self.store = TwinStore(self.group.store)
+        self._looks = itertools.count()
         self.backups = TwinBackups(self.group.store)
         facts = NodeFacts(
             node_id=NODE,
@@ -209,7 +224,8 @@ class TwinNode:
             mesh=TwinMesh(),
             registry=REGISTRY,
             live=self.live,
-            store=self.group.store,
+            store=self.store,
+            disk=DiskWatch(self.store, "/data", clock=lambda: float(next(self._looks))),
             backups=self.backups,
             now_ms=lambda: NOW_MS + self.group.state.applied_index,
         )

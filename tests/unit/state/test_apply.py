@@ -195,3 +195,10 @@ def test_the_same_log_gives_the_same_digest_under_another_hash_seed(seed: str) -
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == story().digest.hex()
+
+
+def test_submissions_are_told_from_other_commands_by_their_bytes() -> None:
+    assert encoding.is_submission(encode_command(submit()))
+    others = [register(), cancel(), assign(), complete(), Canary(node_id=A, payload=b"\xaesubmit_session", at_ms=1)]
+    assert not any(encoding.is_submission(encode_command(command)) for command in others)
+    assert not encoding.is_submission(b"")

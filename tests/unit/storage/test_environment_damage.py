@@ -14,6 +14,7 @@ import pytest
 from storage import codec
 from storage.environment import Environment
 from storage.errors import CorruptStore, DiskFailed, DiskFull, ForeignStore, NewerFormat, StorageError
+from tests import sabotage
 from tests.unit.storage.support import MIB, REPOSITORY, TABLES, fill, row_count
 
 # -- damage and strangers ----------------------------------------------------------------------------------------------
@@ -243,3 +244,47 @@ def test_a_full_disk_keeps_nobody_from_starting_and_reading(tiny_disk: Path) -> 
 def fill_disk(place: Path) -> None:
     subprocess.run(["dd", "if=/dev/zero", f"of={place}/ballast", "bs=4096"], capture_output=True, check=False)
     assert os.statvfs(place).f_bavail == 0
+
+
+@pytest.mark.skipif(not sabotage.is_possible(), reason="system calls are refused on Linux on x86-64 and arm64 only")
+@pytest.mark.parametrize(("calls", "number"), [(sabotage.SYNC, errno.EIO), (sabotage.WRITE, errno.EROFS)])
+def test_what_a_failing_disk_did_not_take_is_never_seen(tmp_path: Path, calls: tuple[str, ...], number: int) -> None:
+    """The system call itself fails, in a process of its own; afterwards the store is opened again."""
+    program = """
+import sys
+from pathlib import Path
+from storage.environment import Environment
+from storage.errors import DiskFailed
+from tests import sabotage
+
+store = Environment.open(Path(sys.argv[1]), ("red",))
+with store.write() as txn:
+    txn.put("red", b"before", b"")
+sabotage.refuse(tuple(sys.argv[3].split(",")), int(sys.argv[2]))
+for _ in range(2):  # the second is refused although the disk is not asked any more
+    try:
+        with store.write() as txn:
+            txn.put("red", b"after", b"")
+        sys.exit("it was acknowledged")
+    except DiskFailed as error:
+        print(error)
+with store.read() as snapshot:
+    assert [key for key, _ in snapshot.scan("red")] == [b"before"]
+store.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(number), ",".join(calls)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        timeout=60,
+        check=False,
+    )
+    if "seccomp" in done.stderr or "prctl" in done.stderr:
+        pytest.skip(f"the kernel does not allow the filter: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Check the disk") == 2
+    store = Environment.open(tmp_path, TABLES)
+    with store.read() as snapshot:
+        assert [key for key, _ in snapshot.scan("red")] == [b"before"]
+    store.close()
