@@ -20,6 +20,7 @@ from typing import TypeAlias
 import msgspec
 
 from consensus.engine import Role
+from consensus.errors import UpgradeRequired
 from consensus.inbox import Inbox, Posted, Stop
 from consensus.limits import (
     DELIVERIES_MAX,
@@ -144,7 +145,7 @@ class ReplicaDriver:
             except DiskFull as error:
                 pause_s = DISK_FULL_RETRY_S
                 self._publish((error, False))
-            except StorageError as error:
+            except (StorageError, UpgradeRequired) as error:
                 self._give_up(error)
                 return
             except Exception as error:

@@ -21,6 +21,20 @@ class VotersChanged(ConsensusError):
         self.given = given
 
 
+class UpgradeRequired(ConsensusError):
+    """The log holds a command that this version of the software cannot apply. To pass it over would be to diverge."""
+
+    code = "upgrade_required"
+
+    def __init__(self, version: int, known: int) -> None:
+        super().__init__(
+            f"the mesh uses commands of version {version}, and this software knows up to {known}: upgrade this node; "
+            "it has lost nothing and goes on where it stopped"
+        )
+        self.version = version
+        self.known = known
+
+
 class ReplicaDead(ConsensusError):
     """`step` was called after it had raised. Construct a new replica from the store."""
 
@@ -50,7 +64,8 @@ class Unavailable(ProposalFailed):
     """Refused before it was proposed; nothing has happened. Codes: `overloaded` (too many proposals in flight: retry
     later), `quarantined` (this replica has diverged: ask another node), `stopped` (this node is
     stopping: ask another one), `replica_stopped` (its replica has failed for good: ask another node), `disk_low` (the
-    leader takes no new sessions), `too_large` (the command exceeds its cap: do not retry)."""
+    leader takes no new sessions), `too_large` (the command exceeds its cap: do not retry),
+    `newer_command` (a member cannot apply such a command yet: upgrade it)."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -34,9 +34,11 @@ from consensus.replica import (
     StateMachine,
     TransferLeadership,
 )
+from consensus.state import queries
 from consensus.state.commands import Answer, AnyCommand, Canary
 from consensus.state.encoding import CommandError, encode_command
 from consensus.state.events import Numbered
+from consensus.state.versions import COMMAND_VERSION, behind
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction
 
@@ -147,6 +149,7 @@ class Group:
         except CommandError as error:
             raise Unavailable(error.code, error.message) from error
         self._admit()
+        self._check_version(payload)
         self._in_flight += 1
         until = asyncio.get_running_loop().time() + deadline_s
         try:
@@ -256,6 +259,7 @@ class Group:
             return _Outcome(0, None, "malformed")
         try:
             self._admit()
+            self._check_version(forwarded.command)
         except Unavailable as error:
             return _Outcome(0, None, error.code)
         if self._status.role is not Role.LEADER:
@@ -287,6 +291,22 @@ class Group:
         if self._in_flight >= PROPOSALS_IN_FLIGHT_MAX:
             raise Unavailable("overloaded", f"{PROPOSALS_IN_FLIGHT_MAX} proposals are in flight; try again in a moment")
 
+    def _check_version(self, payload: bytes) -> None:
+        """What a member cannot apply would stop it: it is not proposed before all can."""
+        version = payload[0] if payload else 1
+        if version == 1:
+            return
+        with self._store.read() as txn:
+            names = [f"{row.name} (meshnode {row.software})" for row in behind(queries.members(txn), version)]
+        if version > COMMAND_VERSION:
+            names.append("the node that was asked")
+        if names:
+            raise Unavailable(
+                "newer_command",
+                f"a command of version {version} is not known to {', '.join(names)}: upgrade first, or remove from the "
+                "mesh what will not come back",
+            )
+
     async def _propose_until_known(self, payload: bytes, until: float) -> Answer:
         """Runs inside the caller's deadline."""
         loop = asyncio.get_running_loop()
@@ -304,6 +324,8 @@ class Group:
                 answer: Answer = outcome.answer
                 return answer
             match None if outcome is None else outcome.error:
+                case "newer_command" as code:
+                    raise Unavailable(code, "the leader, or a node that it knows of, must be upgraded first")
                 case "too_large" | "malformed" as code:
                     raise Unavailable(code, "the command was refused before it was proposed; do not repeat it")
                 case "disk_low" as code:

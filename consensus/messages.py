@@ -6,7 +6,7 @@ Tags are the wire format: never reuse one. A field may only be appended, with a 
 """
 
 from collections.abc import Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, get_args
 
 import msgspec
 
@@ -112,6 +112,10 @@ AnyMessage: TypeAlias = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
+_TAG_MAX = max(int(kind.__struct_config__.tag) for kind in get_args(AnyMessage))
+_message_decoder = msgspec.msgpack.Decoder(AnyMessage)
+_fields_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_part_decoder = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=FRAME_MESSAGES_MAX)])
 _decoder = msgspec.msgpack.Decoder(Annotated[list[AnyMessage], msgspec.Meta(max_length=FRAME_MESSAGES_MAX)])
 
 
@@ -120,14 +124,27 @@ def encode_frame(messages: Sequence[AnyMessage]) -> bytes:
 
 
 def decode_frame(frame: bytes) -> list[AnyMessage] | None:
-    """None if these bytes are not a frame: too long, not MessagePack, an unknown tag, a wrong type or range."""
+    """None if these bytes are not a frame: too long, not MessagePack, a wrong type or range. Messages with a tag higher
+    than all we know are left out: a newer version says more, and Raft bears the loss of any message."""
     if len(frame) > FRAME_BYTES_MAX:
         return None
     try:
         messages: list[AnyMessage] = _decoder.decode(frame)
     except (msgspec.DecodeError, RecursionError):
-        return None
+        return _decode_known(frame)
     return messages
+
+
+def _decode_known(frame: bytes) -> list[AnyMessage] | None:
+    try:
+        parts = _part_decoder.decode(frame)
+        return [_message_decoder.decode(part) for part in parts if _tag_of(part) <= _TAG_MAX]
+    except (msgspec.DecodeError, RecursionError, IndexError):
+        return None
+
+
+def _tag_of(message: msgspec.Raw) -> int:
+    return msgspec.msgpack.decode(_fields_decoder.decode(message)[0], type=int)
 
 
 def are_entries_wellformed(message: AppendEntries) -> bool:

@@ -6,6 +6,7 @@ from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import tables
 from consensus.state.commands import RegisterMember
 from consensus.state.rows import RitualOffer
+from consensus.state.versions import labelled
 from mesh.proposals import FoundingRecord
 from mesh.settings import MeshSettings
 from node import __version__
@@ -112,6 +113,6 @@ def registration(config: Config, facts: NodeFacts, registry: Registry, *, takes_
         slots=config.slots if takes_work else 0,
         async_slots=config.execution.async_slots if takes_work else 0,
         rituals={name: RitualOffer(version=ritual.version, kind=ritual.kind) for name, ritual in registry.items()},
-        software=__version__,
+        software=labelled(__version__),
         at_ms=now_ms(),
     )

@@ -1,8 +1,9 @@
 """The state machine: one committed command in, changed rows and numbered events out.
 
 Rules a reader must not break:
-- Total: any bytes give an answer. Nothing is raised but what the transaction itself raises (disk full, corrupt store)
-  and failed assertions, which are our own bugs.
+- Total: any bytes give an answer. Nothing is raised but what the transaction itself raises (disk full, corrupt store),
+  UpgradeRequired for a command of a newer version, which must not be passed over, and failed assertions, which are our
+  own bugs.
 - Pure: the same commands at the same indexes give the same rows and the same events on every replica, in every Python,
   under every hash seed. No clock, no dice, no order of sets.
 - A refused command changes no row. A repeated one changes no row either. A `Canary` changes none at all: it is noted

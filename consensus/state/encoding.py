@@ -1,4 +1,4 @@
-"""Commands as bytes: one version byte, then a MessagePack array. Also every check that needs the command alone.
+"""Commands as bytes: one version byte (`versions`), then a MessagePack array. Also every check that needs nothing else.
 
 `decode_command` is total: it returns a command whose every field is in range, or raises `CommandError`; so nothing
 behind it has to doubt ids, times or sizes of the command itself. Single items of a batch (assignments, outcomes,
@@ -7,10 +7,11 @@ requeues) are judged later and one by one: a bad one must not take the others wi
 
 import re
 from math import isfinite
-from typing import Final, assert_never
+from typing import assert_never
 
 import msgspec
 
+from consensus.errors import UpgradeRequired
 from consensus.state.commands import (
     AnyCommand,
     AssignBranches,
@@ -44,13 +45,11 @@ from consensus.state.limits import (
 )
 from consensus.state.rows import Failure, Knowledge
 from consensus.state.tables import encode, uuid_key
+from consensus.state.versions import COMMAND_VERSION, version_of
 from storage.codec import check_json, digest
 from storage.errors import CodecError
 
-FORMAT: Final = 1
-"""First byte of every command. A reader that meets another one refuses it: the log is newer than the software."""
-
-_VERSION = bytes([FORMAT])
+_VERSIONS = [bytes([version]) for version in range(256)]
 _decode = msgspec.msgpack.Decoder(AnyCommand).decode
 _UNDECODABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
 _SUBMISSION = b"\xaesubmit_session"
@@ -70,7 +69,7 @@ def encode_command(command: AnyCommand) -> bytes:
     """Raises CommandError `too_large` above COMMAND_BYTES_MAX: split the batch, or refuse the submission. Does not
     check fields; `decode_command` does."""
     try:
-        data = _VERSION + encode(command)
+        data = _VERSIONS[version_of(command)] + encode(command)
     except _UNDECODABLE as error:
         raise CommandError("malformed", f"cannot be encoded: {error}") from error
     if len(data) > COMMAND_BYTES_MAX:
@@ -79,16 +78,19 @@ def encode_command(command: AnyCommand) -> bytes:
 
 
 def decode_command(data: bytes) -> AnyCommand:
-    """Raises CommandError for anything that is not a valid command, and nothing else."""
+    """Raises CommandError for anything that is not a valid command, UpgradeRequired for one of a newer version, and
+    nothing else."""
     if len(data) > COMMAND_BYTES_MAX:
         raise CommandError("too_large", f"the command has {len(data)} bytes; at most {COMMAND_BYTES_MAX} are allowed")
-    if data[:1] != _VERSION:
-        found = data[0] if data else "none"
-        raise CommandError("malformed", f"command format {found}; this software knows {FORMAT}")
+    version = data[0] if data else 0
+    if version > COMMAND_VERSION:
+        raise UpgradeRequired(version, COMMAND_VERSION)
     try:
         command: AnyCommand = _decode(memoryview(data)[1:])
     except _UNDECODABLE as error:
         raise CommandError("malformed", f"not a command: {error}") from error
+    if version != version_of(command):  # what the version of its first byte does not have
+        raise CommandError("malformed", f"a command of another version than {version}")
     check_command(command)
     return command
 

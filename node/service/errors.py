@@ -20,6 +20,7 @@ CODES: Final[dict[str, str]] = {
     "invalid_parameters": "The ritual does not accept these parameters",
     "invalid_session": "The session as submitted is not valid",
     "malformed_json": "The body is not JSON",
+    "newer_command": "Not before every node is upgraded",
     "no_insight": "The session has no insight",
     "no_leader": "The mesh has no leader at the moment",
     "overloaded": "Too much is asked at once",
@@ -72,6 +73,7 @@ def of_consensus(error: ConsensusError) -> ServiceError:
         "disk_low": "Make room on the leader's machine (see /status), or wait until another node leads.",
         "replica_stopped": "Ask another node; this one must be looked at by a person, see /status.",
         "forming": "See /status for what it waits for.",
+        "newer_command": "Upgrade the nodes that are named, or remove them from the mesh.",
         "quarantined": "Ask another node; this one must be looked at by a person, see /status.",
     }
     code = {"stopped": "stopping"}.get(error.code, error.code if error.code in CODES else "unavailable")

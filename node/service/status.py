@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from consensus.state import queries
-from consensus.state.encoding import FORMAT as COMMAND_FORMAT
+from consensus.state import versions as command_versions
 from consensus.state.rows import Member
 from mesh.handshake import PROTOCOL_MAX
 from node import __version__
@@ -33,7 +33,7 @@ DISK_FREE_BYTES_WARN: Final = 1 << 30
 _FORMATS: Final = {
     "link_protocol": PROTOCOL_MAX,
     "storage_format": STORAGE_FORMAT,
-    "command_format": COMMAND_FORMAT,
+    "command_version": command_versions.COMMAND_VERSION,
 }
 LIBRARIES: Final = ("pysyncobj", "aiohttp", "msgspec", "lmdb", "zeroconf", "cryptography")
 
@@ -106,7 +106,7 @@ def document(service: NodeService) -> dict[str, Any]:
         },
         "watchers": {"open": service.hub.watcher_count, "waiting": service.hub.waiter_count,
                      "closed_too_slow": service.hub.slow_count},
-        "versions": versions(),
+        "versions": {**versions(), "mesh_command_version": command_versions.common(members)},
         "http_address": facts.http_address,
         "uptime_s": round((service.now_ms() - facts.started_at_ms) / 1000, 3),
         "warnings": warnings(service, checks, peers, members, leader),

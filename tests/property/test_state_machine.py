@@ -251,7 +251,7 @@ class Comparison(RuleBasedStateMachine):
     def canary(self, node: Any) -> None:
         self.pair.apply(Canary(node_id=node, payload=b"", at_ms=1))
 
-    @rule(data=st.binary(max_size=40))
+    @rule(data=st.binary(max_size=40).filter(lambda data: data[:1] <= b"\x01"))
     def garbage(self, data: bytes) -> None:
         assert isinstance(self.pair.replica.apply_bytes(data), Refused)
 

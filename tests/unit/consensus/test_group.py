@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from consensus.driver import ReplicaDriver
@@ -16,7 +17,7 @@ from consensus.limits import RaftSettings
 from consensus.machine import DomainMachine
 from consensus.state.apply import digest
 from consensus.state.commands import Applied, Canary
-from consensus.state.encoding import is_submission
+from consensus.state.encoding import encode_command, is_submission
 from consensus.state.events import Numbered
 from consensus.state.tables import TABLES as DOMAIN_TABLES
 from storage.environment import Environment
@@ -24,7 +25,7 @@ from storage.errors import DiskFailed, DiskFull, MapExhausted, StorageError
 from storage.ids import NodeId
 from storage.memory import MemoryStore
 from storage.transactions import Store
-from tests.unit.state.model import submit
+from tests.unit.state.model import register, submit
 
 ALL_TABLES = (*TABLES, *DOMAIN_TABLES)
 IDS = [NodeId(name) for name in "abc"]
@@ -227,6 +228,24 @@ def test_garbage_requests_are_answered() -> None:
             await group.barrier()
             for payload in (b"", b"\xc1", b"x" * (2 << 20)):
                 assert b"malformed" in await group.on_request(IDS[0], payload) or len(payload) > 1 << 20
+
+    asyncio.run(main())
+
+
+def test_what_a_member_cannot_apply_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with running(memory_stores()) as net:
+            leader = await leader_of(net)
+            follower = next(net.groups[node] for node in IDS if node != leader)
+            newer = b"\x02" + encode_command(canary(b""))[1:]
+            assert isinstance(await follower.propose(register(IDS[0], name="ann")), Applied)
+            # What a follower of the next version forwards to a leader of this one does not reach its log.
+            request = msgspec.msgpack.encode([newer, 5.0])
+            assert b"newer_command" in await net.groups[leader].on_request(IDS[0], request)
+            monkeypatch.setattr("consensus.group.encode_command", lambda command: newer)
+            with pytest.raises(Unavailable, match=r"version 2 is not known to ann \(meshnode") as raised:
+                await follower.propose(canary(b""))
+            assert raised.value.code == "newer_command"
 
     asyncio.run(main())
 

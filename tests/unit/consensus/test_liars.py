@@ -142,6 +142,17 @@ def test_a_jump_of_the_term_is_refused() -> None:
     assert cluster.leader == leader
 
 
+def test_what_a_newer_version_says_more_is_left_out() -> None:
+    known = [Vote(7), NextIndex(7, 3, False, True)]
+    frame = msgspec.msgpack.encode([*(msgspec.Raw(encode_frame([said])[1:]) for said in known), [100, 7, "new"]])
+    assert decode_frame(frame) == known
+    assert decode_frame(msgspec.msgpack.encode([[100]])) == []
+    longer = msgspec.msgpack.encode([[4, 7, "a field that was appended"]])
+    assert decode_frame(longer) == [Vote(7)]
+    for malformed in ([[100], [4]], [[100], []], [[100], [-1, 7]], [[100], [[100]]], [[100], 100], [["100", 7]]):
+        assert decode_frame(msgspec.msgpack.encode(malformed)) is None, malformed
+
+
 def test_frames_are_capped() -> None:
     assert decode_frame(b"\x90" + b"x" * FRAME_BYTES_MAX) is None
     assert decode_frame(msgspec.msgpack.encode([[9, 1]] * 2000)) is None

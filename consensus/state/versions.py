@@ -1,0 +1,56 @@
+"""Versions of commands: what a mesh of several versions of the software may write into its log.
+
+The first byte of an encoded command is the version that a replica must know to apply it. The rules:
+
+- A new command, and a new field of a command or row, is a new version: a replica that does not know it would make other
+  rows of it. Raise COMMAND_VERSION and note in `version_of` what needs it. What an older version can apply keeps its
+  older number, so raising it costs nothing until the new thing is used.
+- Nobody proposes a command that a member of the mesh does not know (`behind`): new things work once every node is
+  upgraded. Members say which version they know in the `software` of their registration, as build metadata
+  (`0.2.0+commands.2`; without it: 1), because a field more in their row would itself have been such a change.
+- A replica that finds a newer command in its log stops rather than pass it over: to skip what others apply is to
+  diverge. It has lost nothing and goes on once it is upgraded.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from consensus.state.commands import Command
+from consensus.state.rows import Member
+
+COMMAND_VERSION: Final = 1
+"""The newest that this software can apply."""
+
+SINCE: Final[Mapping[type[Command], int]] = {}
+"""Command -> the version that brought it; those of version 1 are left out."""
+
+_SUFFIX = re.compile(r"\+(?:[0-9A-Za-z.-]+\.)?commands\.([0-9]{1,6})(?:\.|$)")
+
+
+def version_of(command: Command) -> int:
+    """What a replica must know to apply it."""
+    return SINCE.get(type(command), 1)
+
+
+def labelled(software: str) -> str:
+    """The `software` to register with."""
+    if COMMAND_VERSION == 1:
+        return software
+    return f"{software}{'.' if '+' in software else '+'}commands.{COMMAND_VERSION}"
+
+
+def known_to(software: str) -> int:
+    """The newest command version that a member with this `software` can apply."""
+    found = _SUFFIX.search(software)
+    return int(found[1]) if found else 1
+
+
+def behind(members: Iterable[Member], version: int) -> list[Member]:
+    """Those that cannot apply a command of this version. Also a dead one: it may come back."""
+    return [row for row in members if row.status != "left" and known_to(row.software) < version]
+
+
+def common(members: Iterable[Member]) -> int:
+    """The newest version that every member can apply."""
+    return min((known_to(row.software) for row in members if row.status != "left"), default=1)

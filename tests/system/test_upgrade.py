@@ -1,0 +1,94 @@
+"""A mesh that is upgraded node by node while it works, to a version that speaks more (`next_version.py`)."""
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from node.testing import Daemon, LocalMesh
+
+pytestmark = pytest.mark.timeout(180)
+
+THIS = ("-m", "node")
+NEXT = ("-m", "tests.system.next_version")
+
+
+def works(mesh: LocalMesh) -> None:
+    """On every node, whoever leads."""
+    for daemon in mesh.running():
+        branches = [{"ritual": "echo", "task": f"{i}"} for i in range(3)]
+        session = mesh.submit(thought="mixed", branches=branches, on=daemon.name)
+        assert mesh.wait_session(session["id"], on=daemon.name)["completed"] == 3
+
+
+def upgrade(mesh: LocalMesh, name: str) -> None:
+    assert mesh[name].stop() == 0
+    mesh[name].program = NEXT
+    mesh.restart(name)
+    mesh.wait_ready()
+
+
+def last(daemon: Daemon, *events: str) -> dict[str, Any]:
+    lines = [json.loads(line) for line in daemon.log_text().splitlines() if line.startswith("{")]
+    found = [line for line in lines if line["event"] in events]
+    return found[-1] if found else {}
+
+
+def rename(mesh: LocalMesh, name: str) -> dict[str, Any]:
+    before = last(mesh[name], "rename_refused", "rename_applied")
+    mesh[name].signal(signal.SIGUSR1)
+    mesh.wait("the proposal has ended", lambda: last(mesh[name], "rename_refused", "rename_applied") != before)
+    return last(mesh[name], "rename_refused", "rename_applied")
+
+
+def names(daemon: Daemon) -> set[str]:
+    return {row["name"] for row in daemon.call("GET", "/v1/members").expect(200)["members"]}
+
+
+def test_versions_mix_and_what_is_new_waits_for_all(mesh: LocalMesh) -> None:
+    mesh.start()
+    upgrade(mesh, "node-3")
+    works(mesh)
+    document = mesh["node-1"].call("GET", "/status").expect(200)
+    assert (document["versions"]["command_version"], document["versions"]["mesh_command_version"]) == (1, 1)
+    assert {peer["protocol"] for peer in document["peers"]} == {document["versions"]["link_protocol"]}
+    refused = rename(mesh, "node-3")
+    assert refused["code"] == "newer_command"
+    assert "node-1 (meshnode" in refused["reason"]
+    assert "node-2 (meshnode" in refused["reason"]
+    upgrade(mesh, "node-1")
+    works(mesh)
+    assert rename(mesh, "node-3")["code"] == "newer_command"
+    upgrade(mesh, "node-2")
+    done = rename(mesh, "node-3")
+    assert done["event"] == "rename_applied", done
+    for daemon in mesh.running():
+        mesh.wait("everybody has applied it", lambda daemon=daemon: done["name"] in names(daemon))  # type: ignore[misc]
+    document = mesh["node-1"].call("GET", "/status").expect(200)
+    assert document["versions"]["mesh_command_version"] == 2
+    assert {peer["protocol"] for peer in document["peers"]} == {document["versions"]["link_protocol"]}
+    works(mesh)
+
+
+def test_an_old_node_stops_rather_than_pass_over_what_it_does_not_know(mesh: LocalMesh) -> None:
+    for daemon in mesh.daemons.values():
+        daemon.program = NEXT
+    mesh.start()
+    old = mesh[mesh.followers()[0]]
+    assert old.stop() == 0
+    other = mesh.followers()[0]
+    assert rename(mesh, other)["event"] == "rename_applied"
+    old.program = THIS
+    old.start()
+    assert old.process is not None
+    assert old.process.wait(30) == 1
+    assert "upgrade this node" in last(old, "replica_failed")["reason"]
+    works(mesh)
+    old.start()
+    assert old.process.wait(30) == 1, "again, as long as it is not upgraded"
+    old.program = NEXT
+    old.start()
+    mesh.wait_ready()
+    mesh.wait("it has caught up", lambda: names(old) == names(mesh[other]))
+    works(mesh)
