@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import structlog
 
-from consensus.errors import ConsensusError
+from consensus.errors import ConsensusError, UpgradeRequired
 from consensus.group import PROPOSE, Group
 from consensus.state import queries
 from consensus.state.commands import Outcome, RegisterMember
@@ -298,15 +298,15 @@ class Node:
         if not is_final:
             return
         self.service.note_replica_failure(str(error))
-        if isinstance(error, StorageError):
+        if isinstance(error, StorageError | UpgradeRequired):
             self.own("withdrawing", self._withdraw(str(error)))
         elif self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
 
     async def _withdraw(self, reason: str) -> None:
-        """The store cannot be written any more, and a restart would not change that. So nobody may count on this node:
-        its links end, and others take over what it led and executed. But what it had made durable can still be read
-        here, marked as such, until somebody stops the process."""
+        """The store cannot be written any more, or the log not applied, and a restart would not change that. So nobody
+        may count on this node: its links end, and others take over what it led and executed. But what it had made
+        durable can still be read here, marked as such, until somebody stops the process."""
         self.withdrawn = reason
         others = self._tasks - {asyncio.current_task()}
         for task in others:
