@@ -174,7 +174,6 @@ class Node:
             mesh_name=config.mesh.name,
             data_dir=str(config.data_dir),
             http_address=join_host_port(config.http.bind, config.http.port),
-            started_at_ms=now_ms(),
         )
         self.disk = DiskWatch(self.store, str(config.data_dir))
         self.live = LiveBoard(self.node_id, self._broadcast)

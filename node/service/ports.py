@@ -26,7 +26,6 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     tier: Tier
     mesh_name: str
     data_dir: str
-    started_at_ms: int
     http_address: str = ""
 
 

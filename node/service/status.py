@@ -5,6 +5,7 @@ that looks fine and has applied nothing for a while is not ready.
 """
 
 import platform
+import time
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -108,7 +109,7 @@ def document(service: NodeService) -> dict[str, Any]:
                      "closed_too_slow": service.hub.slow_count},
         "versions": {**versions(), "mesh_command_version": command_versions.common(members)},
         "http_address": facts.http_address,
-        "uptime_s": round((service.now_ms() - facts.started_at_ms) / 1000, 3),
+        "uptime_s": round(time.monotonic() - service.started_at, 3),
         "warnings": warnings(service, checks, peers, members, leader),
     }  # fmt: skip
 

@@ -111,7 +111,6 @@ class Daemon(Life):
             tier="core",
             mesh_name="simulated",
             data_dir="",
-            started_at_ms=now_ms(),
         )
         self.disk: Any = SimpleNamespace(space=Space.OK)
         self.live = LiveBoard(node_id, lambda topic, payload: None)

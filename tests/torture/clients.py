@@ -34,7 +34,9 @@ BODIES: dict[str, list[dict[str, object]]] = {
 }
 """What is submitted, by the thought that names it."""
 
-PASSING = {"no_leader", "timeout", "forming", "stopping", "unavailable", "overloaded"}
+PASSING = {
+    "no_leader", "timeout", "forming", "stopping", "unavailable", "overloaded", "disk_low", "disk_full",
+}  # fmt: skip
 """Codes of errors that faults explain."""
 
 

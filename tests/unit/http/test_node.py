@@ -193,3 +193,11 @@ def test_a_body_that_never_ends_is_answered(monkeypatch: pytest.MonkeyPatch) -> 
         await node.service.stop()
 
     asyncio.run(main())
+
+
+def test_uptime_does_not_follow_the_wall_clock() -> None:
+    async def check(client: Client, node: TwinNode) -> None:
+        node.service.now_ms = lambda: 0
+        assert 0 <= (await (await client.get("/status")).json())["uptime_s"] < 3600
+
+    run(check)

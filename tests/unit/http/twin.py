@@ -217,7 +217,6 @@ class TwinNode:
             tier="core",
             mesh_name="home",
             data_dir="/data",
-            started_at_ms=NOW_MS,
         )
         self.service = NodeService(
             facts,
