@@ -32,6 +32,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "invalid_parameters": 422,
     "invalid_session": 422,
     "malformed_json": 400,
+    "newer_command": 409,
     "no_insight": 404,
     "no_leader": 503,
     "overloaded": 503,
