@@ -51,6 +51,7 @@ from storage.limits import (
 )
 from storage.lmdb_transaction import LmdbTransaction
 from storage.lock import DirectoryLock
+from storage.remains import open_remains
 from storage.transactions import StoreStatistics
 
 FORMAT = 1
@@ -209,7 +210,7 @@ class Environment:
             if self._reader_count >= READERS_MAX:
                 raise ReadersExhausted(f"{self.path}: {READERS_MAX} snapshots are open; try again later", self.path)
             try:
-                raw = self._env.begin()
+                raw = self._begin_reading()
             except lmdb.Error as error:
                 raise self._translate(error) from error
             self._reader_count += 1
@@ -228,6 +229,17 @@ class Environment:
                     self._holders[thread] -= 1
                 if not self._reader_count:
                     self._state.notify_all()
+
+    def _begin_reading(self) -> lmdb.Transaction:
+        try:
+            return self._env.begin()
+        except lmdb.PanicError as error:
+            self._translate(error)  # no more writing
+            if self._reader_count:  # they read the old environment; once they have ended the next one gets through
+                raise
+            self._env.close()
+            self._env, self._handles = open_remains(self.path, self._map_bytes, self._handles, _ENGINE_CHOICE)
+            return self._env.begin()
 
     def ensure_room(self, room_bytes: int) -> None:
         """Grow the map until `room_bytes` are free, beyond the usual headroom. Call it before an unusually large

@@ -10,11 +10,14 @@ import errno
 import platform
 
 CALLS = {
-    "x86_64": {"fsync": 74, "fdatasync": 75, "pwrite64": 18, "pwritev": 296, "seccomp": 317},
-    "aarch64": {"fsync": 82, "fdatasync": 83, "pwrite64": 68, "pwritev": 70, "seccomp": 277},
+    "x86_64": {"fsync": 74, "fdatasync": 75, "pwrite64": 18, "writev": 20, "pwritev": 296, "seccomp": 317},
+    "aarch64": {"fsync": 82, "fdatasync": 83, "pwrite64": 68, "writev": 66, "pwritev": 70, "seccomp": 277},
 }
 SYNC = ("fsync", "fdatasync")
-WRITE = ("pwrite64", "pwritev")
+WRITE = ("pwrite64", "pwritev", "writev")
+"""With which LMDB writes files, and nobody in the product sockets."""
+META = ("pwrite64",)
+"""With which LMDB writes the meta page; others too, unless several lie side by side."""
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SET_MODE_FILTER, _FLAG_ALL_THREADS = 1, 1
