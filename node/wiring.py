@@ -1,6 +1,7 @@
 """What each part is told: the configuration in the words of the packages below."""
 
 import shutil
+from collections.abc import Mapping
 
 from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import tables
@@ -22,10 +23,14 @@ from node.service.times import now_ms
 from storage import codec
 from storage.environment import Environment
 from storage.ids import NodeId
+from storage.migration import Migration
 from storage.transactions import Store, Transaction
 
 FOUNDING_TABLE = "founding"
 STORE_DIRECTORY = "consensus"
+MIGRATIONS: Mapping[int, Migration] = {}
+"""Store format -> the step to the next one; here, because only here all tables are known."""
+
 STORE_TABLES = (*JOURNAL_TABLES, *tables.TABLES, FOUNDING_TABLE)
 _FOUNDING_KEY = b"record"
 
@@ -58,7 +63,8 @@ def put_founding(txn: Transaction, record: FoundingRecord) -> None:
 def open_store(config: Config) -> Environment:
     """Makes the data directory if need be; refuses one that another daemon uses."""
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = Environment.open(config.data_dir / STORE_DIRECTORY, STORE_TABLES, software=f"meshnode {__version__}")
+    path = config.data_dir / STORE_DIRECTORY
+    store = Environment.open(path, STORE_TABLES, software=f"meshnode {__version__}", migrations=MIGRATIONS)
     shutil.rmtree(config.data_dir / BACKUP_DIRECTORY, ignore_errors=True)  # of a process that was killed
     return store
 

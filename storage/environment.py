@@ -10,14 +10,14 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Condition, Lock, get_ident
+from types import MappingProxyType
 from typing import Any
 
 import lmdb
-import msgspec
 
 from storage import codec, datafile, growth
 from storage.causes import FAILED, FULL, errno_of, of_os_error
@@ -51,31 +51,19 @@ from storage.limits import (
 )
 from storage.lmdb_transaction import LmdbTransaction
 from storage.lock import DirectoryLock
+from storage.meta import FORMAT, META_KEY, META_TABLE, MetaRecord
+from storage.migration import Migration, migrate
 from storage.remains import open_remains
 from storage.transactions import StoreStatistics
 
-FORMAT = 1
-"""Of everything this product keeps in an environment. Raised when an older version would misread or destroy data."""
 ENGINE = "lmdb-0.9"
 APPLICATION = "meshnode"
 
-_META_TABLE = "_meta"
-_META_KEY = b"store"
 _DATA_FILE, _LMDB_LOCK_FILE, _NEW_DIRECTORY = "data.mdb", "lock.mdb", ".new"
 _LMDB_LOCK_BYTES = 128 * (READERS_MAX + 8)  # 64 bytes a reader and a header of 128 to 512, generously
 _TABLES_SPARE = 16  # sub-databases beyond those named: cheap, and an environment may hold tables we do not open
 # py-lmdb 3 bundles two engines; the environment variable LMDB_DEFAULT_LIB_VERSION must not choose for us.
 _ENGINE_CHOICE: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
-
-
-class MetaRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Written when the environment is made, never changed."""
-
-    application: str
-    format: int
-    engine: str
-    software: str
-    created_at_ms: int
 
 
 class Environment:
@@ -91,26 +79,33 @@ class Environment:
         map_bytes: int = MAP_BYTES_INITIAL,
         map_bytes_max: int = MAP_BYTES_MAX,
         disk_reserve_bytes: int = DISK_RESERVE_BYTES,
+        migrations: Mapping[int, Migration] = MappingProxyType({}),
     ) -> "Environment":
-        """Open the environment in directory `path`, or make one there.
+        """Open the environment in directory `path`, or make one there. One of an older format is migrated.
 
-        `software` is recorded when it is made. Raises StoreLocked, CorruptStore, ForeignStore, NewerFormat, DiskFull,
-        or plain StorageError (permissions...); the directory's data is not changed then.
+        `software` is recorded when it is made. Raises StoreLocked, CorruptStore, ForeignStore, NewerFormat,
+        OlderFormat, DiskFull, or plain StorageError (permissions...); the directory's data is not changed then.
         """
-        assert _META_TABLE not in tables
+        assert META_TABLE not in tables
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise of_os_error(error, path) from error
         lock = DirectoryLock(path)
         try:
-            return cls(path, tables, software, map_bytes, map_bytes_max, disk_reserve_bytes, lock)
+            store = cls(path, tables, software, map_bytes, map_bytes_max, disk_reserve_bytes, lock)
         except OSError as error:
             lock.release()
             raise of_os_error(error, path) from error
         except BaseException:
             lock.release()
             raise
+        try:
+            migrate(store, FORMAT, migrations)
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def __init__(
         self,
@@ -152,7 +147,7 @@ class Environment:
             self.meta = _read_meta(self._env, self._data_path)
             growth.stretch(self._data_path, self._map_bytes)
             self._env.reader_check()
-            self._handles = {name: self._env.open_db(name.encode()) for name in tables}
+            self._handles = {name: self._env.open_db(name.encode()) for name in (*tables, META_TABLE)}
         except lmdb.Error as error:
             self._env.close()
             raise self._translate(error) from error
@@ -410,9 +405,9 @@ def _create(path: Path, software: str, map_bytes: int) -> None:
     )
     env = _open_lmdb(aside, map_bytes, 0)
     try:
-        handle = env.open_db(_META_TABLE.encode())
+        handle = env.open_db(META_TABLE.encode())
         with env.begin(write=True) as txn:
-            txn.put(_META_KEY, codec.encode(meta), db=handle)
+            txn.put(META_KEY, codec.encode(meta), db=handle)
     except lmdb.Error as error:
         raise (
             DiskFull(f"{path}: no space to make the store", path)
@@ -466,11 +461,11 @@ def _allocate_lock_file(path: Path) -> None:
 def _read_meta(env: lmdb.Environment, path: Path) -> MetaRecord:
     foreign = ForeignStore(f"{path}: not a store of {APPLICATION}. Choose another data directory", path)
     try:
-        handle = env.open_db(_META_TABLE.encode(), create=False)
+        handle = env.open_db(META_TABLE.encode(), create=False)
     except (lmdb.NotFoundError, lmdb.ReadonlyError, lmdb.IncompatibleError):
         raise foreign from None
     with env.begin() as txn:
-        data = txn.get(_META_KEY, db=handle)
+        data = txn.get(META_KEY, db=handle)
     if data is None:
         raise foreign
     try:

@@ -52,6 +52,12 @@ class NewerFormat(StorageError):
     code = "newer_format"
 
 
+class OlderFormat(StorageError):
+    """Written by a version so old that this one cannot migrate it."""
+
+    code = "older_format"
+
+
 class DamagedDump(StorageError):
     """A backup or snapshot that is not whole. Nothing of it may be used: take another one."""
 

@@ -23,8 +23,8 @@ from node.service.errors import ServiceError
 from node.service.ports import GroupStatus
 from node.service.service import NodeService
 from node.service.times import iso
-from storage.environment import FORMAT as STORAGE_FORMAT
 from storage.ids import NodeId
+from storage.meta import FORMAT as STORAGE_FORMAT
 from storage.space import Space
 
 PROGRESS_S_MAX: Final = 15.0

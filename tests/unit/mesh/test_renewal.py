@@ -1,6 +1,7 @@
 """Trust that changes while links are up: rotated secrets, renewed certificates, clocks that are wrong."""
 
 import asyncio
+import contextlib
 import datetime
 import time
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from mesh.limits import DAY_S
-from mesh.links import remake
+from mesh.links import remake, streams
 from mesh.mesh import Mesh
 from mesh.secrets import MeshSecret, Secrets
 from tests.unit.mesh.support import SECRET, Site, address, linked, run, site, until
+from tests.unit.mesh.test_streams import Owner, arrived, is_over
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -32,6 +34,7 @@ def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remake, "REMAKE_PAUSE_S", 0.01)
     monkeypatch.setattr(remake, "REMAKE_RETRY_S", 0.05)
     monkeypatch.setattr(remake, "SHUT_OUT_AFTER_S", 0.2)
+    monkeypatch.setattr(streams, "STREAM_RETRY_S", 0.01)
 
 
 async def three(here: Site, directory: Path, clock: Clock | None = None) -> list[Mesh]:
@@ -173,3 +176,27 @@ async def test_a_clock_that_jumps_costs_no_link(directory: Path) -> None:
         b.look_at_secrets()
         await until(lambda: (a.peers()[0].certificate_ends_at_ms or 0) / 1000 < time.time() + 91 * DAY_S)
         assert not [line for line in here.logs["a"].lines + here.logs["b"].lines if line[1] == "link_down"]
+
+
+@run
+async def test_a_stream_is_made_anew_with_its_link(directory: Path) -> None:
+    async with site(directory) as here:
+        clock = Clock()
+        a = await here.start("a", clock=clock)
+        b = await here.start("b", seeds=[address(a)], clock=clock)
+        at_a, at_b = Owner(a), Owner(b)
+        with contextlib.closing(at_a), contextlib.closing(at_b):
+            await until(lambda: at_a.streams and at_b.streams)
+            dialler, acceptor, peer = (at_a, at_b, b) if a.peers()[0].is_dialled else (at_b, at_a, a)
+            own = b if peer is a else a
+            before = dialler.streams[peer.node_id]
+            clock.ahead_s = 31 * DAY_S
+            own.look_at_secrets()
+            await until(lambda: before.is_outdated)
+            with pytest.raises(OSError, match="made anew"):
+                before.send(b"lost")
+            dialler.streams.pop(peer.node_id).close()
+            await until(lambda: is_over(acceptor, own.node_id))
+            await until(lambda: dialler.given == 2 and acceptor.given == 2)
+            dialler.streams[peer.node_id].send(b"on the new one")
+            assert await arrived(acceptor, own.node_id, 1) == [b"on the new one"]
