@@ -35,6 +35,7 @@ from consensus.replica import (
     LinkUp,
     Output,
     Propose,
+    ReadIndex,
     Replica,
     ReplicaStatus,
     Resolved,
@@ -86,7 +87,7 @@ class ReplicaDriver:
         self._ended: asyncio.Future[None] | None = None
         self.wanted_index: int | None = None
         """The lowest index for whose application somebody waits; set on the loop."""
-        # Of the thread only:
+        # Written by the thread only:
         self._status = unknown_status(node_id, self._voters)
         self._held: Output | None = None
         self._told_at = 0.0
@@ -102,6 +103,11 @@ class ReplicaDriver:
     def post(self, given: Posted) -> None:
         """From any thread. Kept in order. Never blocks."""
         self._inbox.post(given)
+
+    @property
+    def status(self) -> ReplicaStatus:
+        """Of the last step, which the loop may not have been told yet. From any thread."""
+        return self._status
 
     @property
     def inputs_dropped(self) -> int:
@@ -188,7 +194,7 @@ class ReplicaDriver:
                 inputs = inbox.take(deadline)
         except Exception:
             self._discard(replica.open_proposals())
-            self._discard(given.token for given in inputs or () if isinstance(given, Propose))
+            self._discard(given.token for given in inputs or () if isinstance(given, Propose | ReadIndex))
             raise
 
     def _is_loop_stalled(self, now: float) -> bool:
@@ -237,12 +243,12 @@ class ReplicaDriver:
             inputs = self._inbox.take(until)
             if inputs is None:
                 return False
-            self._discard(given.token for given in inputs if isinstance(given, Propose))
+            self._discard(given.token for given in inputs if isinstance(given, Propose | ReadIndex))
             if time.monotonic() >= until:
                 return True
 
     def _discard(self, tokens: Iterable[int]) -> None:
-        """There is no replica now: its proposals have no known outcome, and it leads no more."""
+        """There is no replica now: what was asked of it has no known outcome, and it leads no more."""
         self._held = None
         resolved = [Resolved(token, 0, None, "discarded") for token in tokens]
         self._status = msgspec.structs.replace(

@@ -251,6 +251,11 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     def next_index(self, peer: NodeId) -> int:
         return int(self._SyncObj__raftNextIndex.get(self.nodes[peer], 0))
 
+    def majority_heard_at(self, now: float) -> float:
+        """Of a leader: when as many peers as make a majority with it had last acknowledged something."""
+        heard_at = sorted((self._SyncObj__lastResponseTime[self.nodes[peer]] for peer in self.peers), reverse=True)
+        return float(heard_at[self.majority - 2]) if self.majority > 1 else now
+
     # -- what happens to it --
 
     def connect(self, peer: NodeId) -> None:

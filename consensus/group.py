@@ -9,70 +9,55 @@ All methods belong to the event loop that called `start`.
 
 import asyncio
 import contextlib
-import heapq
 import itertools
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 
+from consensus.admission import check_version, quarantined, refusal_of
+from consensus.courier import (
+    Courier,
+    Outcome,
+    Outcomes,
+    PeerTransport,
+    ReadAnswer,
+    decode_proposals,
+    decode_question,
+    encode,
+)
 from consensus.driver import Frames, ReplicaDriver, is_other, unknown_status
 from consensus.engine import Role
-from consensus.errors import ProposalFailed, ProposalTimeout, Unavailable
+from consensus.errors import ProposalTimeout, Unavailable
 from consensus.inbox import PeerStream, StreamUp
-from consensus.limits import FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, RaftSettings
+from consensus.limits import FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, READ_ANSWER_S, RaftSettings
 from consensus.replica import (
     LinkDown,
     LinkUp,
     Output,
     PeerMessage,
     Propose,
+    ReadIndex,
     ReplicaStatus,
     Resolved,
     StateMachine,
     TransferLeadership,
 )
-from consensus.state import queries
-from consensus.state.commands import Answer, AnyCommand, Canary
+from consensus.state.commands import Answer, AnyCommand
 from consensus.state.encoding import CommandError, encode_command
 from consensus.state.events import Numbered
-from consensus.state.versions import COMMAND_VERSION, behind
+from consensus.waiting import Batch, Deadlines, IndexWaiters, SharedQuestion
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction
 
 News = TypeVar("News")
 
-PROPOSE = "propose"
-"""The method under which `PeerTransport.request` reaches a peer's `Group.on_request`."""
-
 _RETRY_FIRST_S = 0.02
 _RETRY_LAST_S = 0.2
-_SWEEP_S = 0.05
-
-
-class PeerTransport(Protocol):
-    """How this node speaks to peers."""
-
-    def send(self, peer: NodeId, payload: bytes) -> bool:
-        """A frame, in order or not at all; False if it was dropped. Never blocks."""
-
-    def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> Coroutine[Any, Any, bytes]:
-        """The peer's answer. Raises any Exception if there is none."""
-
-
-class _Forwarded(msgspec.Struct, frozen=True, array_like=True):
-    command: bytes
-    deadline_s: float
-
-
-class _Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """Error: as in `Resolved`, or `overloaded`, `malformed`, `timeout`, `stopped`."""
-
-    index: int
-    answer: Answer | None
-    error: str | None
+_DEADLINE_S_MAX = 60.0
+"""Of what a peer asks."""
 
 
 class Group:
@@ -91,35 +76,37 @@ class Group:
         settings: RaftSettings | None = None,
         on_failure: Callable[[Exception, bool], None] | None = None,
         refuses: Callable[[bytes], str | None] | None = None,
-        clock_ms: Callable[[], int] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.node_id = node_id
         self._store = store
         self._transport = transport
         self._report_failure = on_failure
-        self._refuses = refuses
-        self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
+        self._refuses = refuses or (lambda command: None)
+        self._settings = settings or RaftSettings()
         self._driver = ReplicaDriver(
             node_id,
             voters,
             store,
             machine,
-            settings or RaftSettings(),
+            self._settings,
             self._on_frames,
             self._on_output,
             self._on_failure,
             rng,
         )
-        self._status = unknown_status(node_id, tuple(sorted(voters)))
+        self._told = unknown_status(node_id, tuple(sorted(voters)))
+        """As of the last output; `status` may be ahead of it."""
         self._tokens = itertools.count(1)
-        self._waiting: dict[int, tuple[asyncio.Future[Resolved], float]] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._waiting: dict[int, asyncio.Future[Resolved] | Batch] = {}
+        """By token."""
         self._in_flight = 0
-        self._applied_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._deadlines = Deadlines(self._forget_expired)
+        self._applied = IndexWaiters()
         self._changed: asyncio.Future[None] | None = None
-        self._barrier_waiters: list[asyncio.Future[int]] = []
-        self._barrier_task: asyncio.Task[None] | None = None
+        self._courier = Courier(transport)
+        self._barriers = SharedQuestion(self._ask_confirmed, self._answer_when_applied, self._pause)
+        self._catching_up = SharedQuestion(self._ask_leader, self._answer_when_applied, self._pause)
         self._event_watchers: list[Callable[[list[Numbered]], None]] = []
         self._status_watchers: list[Callable[[ReplicaStatus], None]] = []
         self._stopped: Unavailable | None = None
@@ -133,10 +120,9 @@ class Group:
     async def stop(self) -> None:
         """Everyone who still waits gets Unavailable `stopped`. Transfer leadership first for a clean handover."""
         self._fail_all(_stopping())
-        if self._barrier_task is not None:
-            self._barrier_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._barrier_task
+        await self._barriers.close()
+        await self._catching_up.close()
+        await self._courier.close()
         await self._driver.stop()
 
     # -- proposing --
@@ -148,63 +134,69 @@ class Group:
             payload = encode_command(command)
         except CommandError as error:
             raise Unavailable(error.code, error.message) from error
-        self._admit()
-        self._check_version(payload)
+        self._admit(1)
+        check_version(self._store, payload)
         self._in_flight += 1
         until = asyncio.get_running_loop().time() + deadline_s
         try:
-            if self._status.role is Role.LEADER:
+            if self.status().role is Role.LEADER:
                 # Nearly always enough, and cheaper than the general way.
-                outcome = await self._propose_here(payload, until)
+                outcome = await self._post(Propose(next(self._tokens), payload), until)
                 if outcome.error is None:
                     answer: Answer = outcome.answer
                     return answer
-            async with asyncio.timeout_at(until):
-                return await self._propose_until_known(payload, until)
+            return await self._propose_until_known(payload, until)
         except TimeoutError:
-            raise ProposalTimeout("no_leader" if self._status.leader is None else "timeout", deadline_s) from None
+            raise self._timeout(deadline_s) from None
         finally:
             self._in_flight -= 1
-
-    async def barrier(self, deadline_s: float = 10.0) -> int:
-        """An index this node has applied, at or after everything that was answered anywhere before the call: what is
-        read here now is linearizable. Callers that come while one barrier is on its way share the next. Raises as
-        `propose`."""
-        self._check_running()
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._barrier_waiters.append(future)
-        if self._barrier_task is None or self._barrier_task.done():
-            self._barrier_task = asyncio.create_task(self._run_barriers(deadline_s), name="barriers")
-        try:
-            async with asyncio.timeout(deadline_s):
-                return await future
-        except TimeoutError:
-            raise ProposalTimeout("no_leader" if self._status.leader is None else "timeout", deadline_s) from None
 
     async def transfer_leadership(self, timeout_s: float = 2.0) -> bool:
         """Whether this node does not lead at the end. Proposals meanwhile wait for the new leader."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._status.role is Role.LEADER and len(self._status.voters) > 1:
+                while self.status().role is Role.LEADER and len(self.status().voters) > 1:
                     self._driver.post(TransferLeadership())
                     await self._wait_for_change(_RETRY_LAST_S)
         except TimeoutError:
             return False
-        return self._status.role is not Role.LEADER
+        return self.status().role is not Role.LEADER
 
     # -- reading and watching --
+
+    async def barrier(self, deadline_s: float = 10.0) -> int:
+        """An index this node has applied, at or after everything that was answered anywhere before the call: what is
+        read here now is linearizable. The leader has proved meanwhile that it led; nothing was written. Raises as
+        `propose`."""
+        return await self._wait_to_read(self._barriers, deadline_s)
+
+    async def catch_up(self, deadline_s: float = 10.0) -> int:
+        """An index this node has applied, at or after what the leader had applied when it was asked. The leader proves
+        nothing: one that was replaced without knowing answers too, for `leader_fallback_s` at most. Raises as
+        `propose`."""
+        return await self._wait_to_read(self._catching_up, deadline_s)
+
+    def age_s(self) -> float | None:
+        """For how long something may have been acknowledged elsewhere that is not applied here; None: not known since
+        the start. See `consensus.reads.Reads.fresh_at` for what it takes as a sign of life. A leader counts as fresh
+        for an election timeout after a majority has answered it."""
+        status = self.status()
+        age_s = max(time.monotonic() - status.fresh_at, 0.0)
+        if status.role is Role.LEADER and age_s < self._settings.election_min_s:
+            return 0.0
+        return None if age_s == float("inf") else age_s
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
         """A snapshot of what this node has applied; it may lag behind the leader. Keep it short, never await in it."""
-        if self._status.is_quarantined:
-            raise _quarantined()
+        if self.status().is_quarantined:
+            raise quarantined()
         with self._store.read() as txn:
             yield txn
 
     def status(self) -> ReplicaStatus:
-        """As of the last step."""
-        return self._status
+        """As of the last step. What it applied can be read; its events may not have been told yet."""
+        return self._driver.status
 
     @property
     def inputs_dropped(self) -> int:
@@ -219,16 +211,6 @@ class Group:
         """When role, term, leader, links or quarantine change. Returns the end of the subscription."""
         self._status_watchers.append(callback)
         return lambda: self._status_watchers.remove(callback)
-
-    async def wait_applied(self, index: int) -> None:
-        """Until this node has applied `index`. No deadline of its own."""
-        if self._status.applied_index >= index:
-            return
-        self._check_running()
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._applied_waiters, (index, next(self._tokens), future))
-        self._driver.wanted_index = self._applied_waiters[0][0]
-        await future
 
     # -- what the mesh brings --
 
@@ -247,146 +229,202 @@ class Group:
         self._driver.post(StreamUp(peer, stream))
 
     async def on_request(self, peer: NodeId, payload: bytes) -> bytes:
-        """A proposal forwarded by a peer. It is proposed here or not at all, never forwarded on."""
-        return _encode_outcome(await self._answer_forwarded(payload))
+        """Proposals forwarded by a peer. They are proposed here or not at all, never forwarded on."""
+        return encode(await self._answer_proposals(payload))
 
-    async def _answer_forwarded(self, payload: bytes) -> _Outcome:
+    async def on_read_request(self, peer: NodeId, payload: bytes) -> bytes:
+        """How far must a reader see? Answered by the leader alone."""
+        return encode(await self._answer_question(payload))
+
+    async def _answer_proposals(self, payload: bytes) -> Outcomes:
         if len(payload) > FORWARDED_BYTES_MAX:
-            return _Outcome(0, None, "too_large")
+            return Outcomes([], "too_large")
         try:
-            forwarded = _decode_forwarded(payload)
+            proposals = decode_proposals(payload)
         except msgspec.DecodeError:
-            return _Outcome(0, None, "malformed")
+            return Outcomes([], "malformed")
+        count = len(proposals.commands)
         try:
-            self._admit()
-            self._check_version(forwarded.command)
+            self._admit(count)
         except Unavailable as error:
-            return _Outcome(0, None, error.code)
-        if self._status.role is not Role.LEADER:
-            return _Outcome(0, None, "not_leader")
-        if self._refuses is not None and (code := self._refuses(forwarded.command)) is not None:
-            return _Outcome(0, None, code)
-        self._in_flight += 1
+            return Outcomes([], error.code)
+        if self.status().role is not Role.LEADER:
+            return Outcomes([], "not_leader")
+        refused = [self._refusal(command) for command in proposals.commands]
+        welcome = [command for command, code in zip(proposals.commands, refused, strict=True) if code is None]
+        self._in_flight += count
         try:
-            until = asyncio.get_running_loop().time() + min(max(forwarded.deadline_s, 0.0), 60.0)
-            resolved = await self._propose_here(forwarded.command, until)
+            known = iter(await self._propose_all(welcome, self._until(proposals.deadline_s)))
         except TimeoutError:
-            return _Outcome(0, None, "timeout")
+            return Outcomes([], "timeout")
         except Unavailable as error:
-            return _Outcome(0, None, error.code)
+            return Outcomes([], error.code)
         finally:
-            self._in_flight -= 1
-        return _Outcome(resolved.index, resolved.answer, resolved.error)
+            self._in_flight -= count
+        return Outcomes([_outcome(next(known)) if code is None else Outcome(0, None, code) for code in refused])
+
+    def _refusal(self, command: bytes) -> str | None:
+        try:
+            check_version(self._store, command)
+        except Unavailable as error:
+            return error.code
+        return self._refuses(command)
+
+    async def _answer_question(self, payload: bytes) -> ReadAnswer:
+        try:
+            question = decode_question(payload)
+        except msgspec.DecodeError:
+            return ReadAnswer(0, "malformed")
+        if self._stopped is not None:
+            return ReadAnswer(0, self._stopped.code)
+        status = self.status()
+        if status.role is not Role.LEADER:
+            return ReadAnswer(0, "not_leader")
+        if not question.is_confirmed:
+            return ReadAnswer(status.applied_index, None)
+        try:
+            resolved = await self._confirm(self._until(question.deadline_s))
+        except TimeoutError:
+            return ReadAnswer(0, "timeout")
+        except Unavailable as error:
+            return ReadAnswer(0, error.code)
+        return ReadAnswer(resolved.index, resolved.error)
+
+    @staticmethod
+    def _until(deadline_s: float) -> float:
+        return asyncio.get_running_loop().time() + min(max(deadline_s, 0.0), _DEADLINE_S_MAX)
 
     # -- proposing, inside --
 
     def _check_running(self) -> None:
         if self._stopped is not None:
             raise self._stopped
-        if self._status.is_quarantined:
-            raise _quarantined()
+        if self.status().is_quarantined:
+            raise quarantined()
 
-    def _admit(self) -> None:
+    def _admit(self, count: int) -> None:
         self._check_running()
-        if self._in_flight >= PROPOSALS_IN_FLIGHT_MAX:
+        if self._in_flight + count > PROPOSALS_IN_FLIGHT_MAX:
             raise Unavailable("overloaded", f"{PROPOSALS_IN_FLIGHT_MAX} proposals are in flight; try again in a moment")
 
-    def _check_version(self, payload: bytes) -> None:
-        """What a member cannot apply would stop it: it is not proposed before all can."""
-        version = payload[0] if payload else 1
-        if version == 1:
-            return
-        with self._store.read() as txn:
-            names = [f"{row.name} (meshnode {row.software})" for row in behind(queries.members(txn), version)]
-        if version > COMMAND_VERSION:
-            names.append("the node that was asked")
-        if names:
-            raise Unavailable(
-                "newer_command",
-                f"a command of version {version} is not known to {', '.join(names)}: upgrade first, or remove from the "
-                "mesh what will not come back",
-            )
+    def _timeout(self, deadline_s: float) -> ProposalTimeout:
+        return ProposalTimeout("no_leader" if self.status().leader is None else "timeout", deadline_s)
 
     async def _propose_until_known(self, payload: bytes, until: float) -> Answer:
-        """Runs inside the caller's deadline."""
+        """Raises TimeoutError a little after `until`."""
         loop = asyncio.get_running_loop()
-        pause_s = _RETRY_FIRST_S
+        failures = 0
         while True:
             self._check_running()
-            leader = self._status.leader
-            outcome: Resolved | _Outcome | None = None
-            if self._status.role is Role.LEADER:
-                outcome = await self._propose_here(payload, until)
-            elif leader is not None:
-                outcome = await self._forward(leader, payload, max(until - loop.time(), 0.001))
+            status = self.status()
+            outcome: Resolved | Outcome | None = None
+            if status.role is Role.LEADER:
+                outcome = await self._post(Propose(next(self._tokens), payload), until)
+            elif status.leader is not None:
+                asked = self._courier.forward(payload, until)
+                self._deadlines.add(asked, until)
+                outcome = await asked
             if outcome is not None and outcome.error is None and outcome.answer is not None:
-                await self.wait_applied(outcome.index)
+                await self._wait_applied(outcome.index, until)
                 answer: Answer = outcome.answer
                 return answer
-            match None if outcome is None else outcome.error:
-                case "newer_command" as code:
-                    raise Unavailable(code, "the leader, or a node that it knows of, must be upgraded first")
-                case "too_large" | "malformed" as code:
-                    raise Unavailable(code, "the command was refused before it was proposed; do not repeat it")
-                case "disk_low" as code:
-                    raise Unavailable(code, "the disk of the leader is nearly full: it takes no new sessions")
-                case "quarantined" if leader == self.node_id:
-                    raise _quarantined()
+            if outcome is not None and outcome.error is not None:
+                refusal = refusal_of(outcome.error)
+                if outcome.error == "quarantined" and status.leader == self.node_id:
+                    refusal = quarantined()
+                if refusal is not None:
+                    raise refusal
+            if loop.time() >= until:
+                raise TimeoutError
             # Unknown, or nobody leads: again when that changes, or soon.
-            await self._wait_for_change(pause_s)
-            pause_s = min(pause_s * 2, _RETRY_LAST_S)
+            await self._pause(failures, until)
+            failures += 1
 
-    def _propose_here(self, payload: bytes, until: float) -> asyncio.Future[Resolved]:
-        """Fails with TimeoutError a little after `until`."""
+    def _post(self, given: "Propose | ReadIndex", until: float) -> "asyncio.Future[Resolved]":
+        """Its end. Fails with TimeoutError a little after `until`."""
         if self._stopped is not None:
             raise self._stopped
-        token = next(self._tokens)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Resolved] = loop.create_future()
-        self._waiting[token] = (future, until)
-        if self._sweeper is None:
-            self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
-        self._driver.post(Propose(token, payload))
+        future: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
+        self._waiting[given.token] = future
+        self._deadlines.add(future, until)
+        self._driver.post(given)
         return future
 
-    def _sweep(self) -> None:
-        """One timer for all proposals: a timer each would cost as much as the proposal."""
+    def _propose_all(self, commands: list[bytes], until: float) -> "asyncio.Future[list[Resolved]]":
+        """Their ends, in order. Fails with TimeoutError a little after `until`."""
+        if self._stopped is not None:
+            raise self._stopped
+        batch = Batch(asyncio.get_running_loop().create_future(), len(commands))
+        self._deadlines.add(batch.future, until)
+        for command in commands:
+            token = next(self._tokens)
+            batch.expect(token)
+            self._waiting[token] = batch
+            self._driver.post(Propose(token, command))
+        return batch.future
+
+    def _forget_expired(self) -> None:
+        waiting = self._waiting
+        for token in [token for token, waiter in waiting.items() if waiter.done()]:
+            del waiting[token]
+
+    # -- reading, inside --
+
+    async def _wait_to_read(self, question: SharedQuestion, deadline_s: float) -> int:
+        self._check_running()
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        over = [token for token, (future, until) in self._waiting.items() if until <= now or future.done()]
-        for token in over:
-            future, _ = self._waiting.pop(token)
-            if not future.done():
-                future.set_exception(TimeoutError())
-        self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
-
-    async def _forward(self, leader: NodeId, payload: bytes, timeout_s: float) -> _Outcome | None:
-        """None: no answer, so the outcome is unknown."""
-        request = _encode_forwarded(_Forwarded(payload, timeout_s))
+        future: asyncio.Future[int] = loop.create_future()
+        self._deadlines.add(future, loop.time() + deadline_s)
+        question.join(future)
         try:
-            return _decode_outcome(await self._transport.request(leader, PROPOSE, request, timeout_s))
-        except Exception:
-            # Whatever a transport raises, and whatever a peer answers: it is safe to propose again.
-            return None
+            return await future
+        except TimeoutError:
+            raise self._timeout(deadline_s) from None
 
-    async def _run_barriers(self, deadline_s: float) -> None:
-        """One canary after the other, as long as somebody waits. A caller's canary is proposed after its call."""
-        while self._barrier_waiters:
-            waiters, self._barrier_waiters = self._barrier_waiters, []
-            command = Canary(node_id=self.node_id, payload=b"", at_ms=self._clock_ms())
-            try:
-                answer = await self.propose(command, deadline_s)
-            except (ProposalFailed, asyncio.CancelledError) as error:
-                failure = error if isinstance(error, ProposalFailed) else _stopping()
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_exception(failure)
-                if failure is not error:
-                    raise
-            else:
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_result(answer.index)
+    async def _ask_confirmed(self) -> int | None:
+        if self.status().role is not Role.LEADER:
+            return await self._ask_courier(is_confirmed=True)
+        try:
+            resolved = await self._confirm(asyncio.get_running_loop().time() + READ_ANSWER_S)
+        except (TimeoutError, Unavailable):
+            return None
+        return resolved.index if resolved.error is None else None
+
+    async def _ask_leader(self) -> int | None:
+        status = self.status()
+        if status.role is Role.LEADER:
+            return status.applied_index
+        return await self._ask_courier(is_confirmed=False)
+
+    async def _ask_courier(self, *, is_confirmed: bool) -> int | None:
+        answer = await self._courier.ask_index(is_confirmed=is_confirmed, timeout_s=READ_ANSWER_S)
+        return answer.index if answer is not None and answer.error is None else None
+
+    def _confirm(self, until: float) -> "asyncio.Future[Resolved]":
+        return self._post(ReadIndex(next(self._tokens)), until)
+
+    async def _wait_applied(self, index: int, until: float) -> None:
+        if self.status().applied_index < index:
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._deadlines.add(future, until)
+            self._answer_when_applied(index, future)
+            await future
+
+    def _answer_when_applied(self, index: int, future: "asyncio.Future[int]") -> None:
+        if self._stopped is not None:
+            future.set_exception(self._stopped)
+            return
+        self._applied.add(index, future)
+        # In this order: the thread looks at what is wanted after it has applied.
+        self._driver.wanted_index = self._applied.lowest
+        self._applied.release(self.status().applied_index)
+
+    # -- waiting --
+
+    async def _pause(self, failures: int, until: float = float("inf")) -> None:
+        """Before the next try: until leadership or links change, or a little longer each time."""
+        pause_s = min(_RETRY_FIRST_S * 2.0 ** min(failures, 10), _RETRY_LAST_S)
+        await self._wait_for_change(min(pause_s, max(until - asyncio.get_running_loop().time(), 0.0)))
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         """Of leadership or links; returns after `timeout_s` anyway."""
@@ -402,18 +440,15 @@ class Group:
 
     def _on_output(self, output: Output) -> None:
         self._on_frames(output.messages)
-        old, self._status = self._status, output.status
+        old, self._told = self._told, output.status
         waiting = self._waiting
         for resolved in output.resolved:
             waiter = waiting.pop(resolved.token, None)
-            if waiter is not None and not waiter[0].done():
-                waiter[0].set_result(resolved)
-        waiters, applied = self._applied_waiters, output.status.applied_index
-        while waiters and waiters[0][0] <= applied:
-            done = heapq.heappop(waiters)[2]
-            if not done.done():
-                done.set_result(None)
-        self._driver.wanted_index = waiters[0][0] if waiters else None
+            if waiter is not None and not waiter.done():
+                waiter.set_result(resolved)
+        self._applied.release(output.status.applied_index)
+        self._driver.wanted_index = self._applied.lowest
+        self._courier.turn_to(output.status.leader)
         if output.events:
             _tell(self._event_watchers, output.events)
         if is_other(old, output.status):
@@ -431,19 +466,21 @@ class Group:
 
     def _fail_all(self, error: Unavailable) -> None:
         self._stopped = error
-        waiting: list[asyncio.Future[Any]] = [*self._barrier_waiters]
-        waiting.extend(future for future, _ in self._waiting.values())
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        waiting.extend(waiter for _, _, waiter in self._applied_waiters)
-        self._waiting.clear()
-        self._barrier_waiters.clear()
-        self._applied_waiters.clear()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
+        self._deadlines.close()
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting.values():
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._barriers.fail(error)
+        self._catching_up.fail(error)
+        self._applied.fail(error)
+        self._courier.turn_to(None)
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
+
+
+def _outcome(resolved: Resolved) -> Outcome:
+    return Outcome(resolved.index, resolved.answer, resolved.error)
 
 
 def _stopping() -> Unavailable:
@@ -458,17 +495,3 @@ def _tell(watchers: list[Callable[[News], None]], news: News) -> None:
         except Exception as error:
             story = {"message": "a watcher of the replicated state failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(story)
-
-
-def _quarantined() -> Unavailable:
-    return Unavailable(
-        "quarantined",
-        "a majority of the voters has other tables than this node; ask another node, and replace this node's data "
-        "directory",
-    )
-
-
-_encode_forwarded = msgspec.msgpack.Encoder().encode
-_encode_outcome = msgspec.msgpack.Encoder().encode
-_decode_forwarded = msgspec.msgpack.Decoder(_Forwarded).decode
-_decode_outcome = msgspec.msgpack.Decoder(_Outcome).decode

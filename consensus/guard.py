@@ -27,19 +27,23 @@ from consensus.messages import (
     HigherTerm,
     NextIndex,
     PreVote,
+    ReadProbe,
+    ReadProof,
     RequestPreVote,
     RequestVote,
     TimeoutNow,
     Vote,
     are_entries_wellformed,
 )
+from consensus.reads import Reads
 from storage.ids import NodeId
 
 
 class Guard:
-    def __init__(self, engine: Engine, election: Election) -> None:
+    def __init__(self, engine: Engine, election: Election, reads: Reads) -> None:
         self.engine = engine
         self.election = election
+        self.reads = reads
         self.dropped: Counter[str] = Counter()
         """Messages that were not handed on, by reason."""
         self._rejection: tuple[NodeId, int, int, float] | None = None
@@ -56,7 +60,9 @@ class Guard:
                 self.dropped["term_jump"] += 1
                 return
             self._adopt_term(term)
-        elif term < self.engine.term and not isinstance(message, (NextIndex, Vote, HigherTerm, PreVote, Checkpoint)):
+        elif term < self.engine.term and not isinstance(
+            message, (NextIndex, Vote, HigherTerm, PreVote, Checkpoint, ReadProof)
+        ):
             # Stale, and its sender may not know: a leader of an older term hears of ours and steps down.
             self.dropped["stale_term"] += 1
             self.engine.owner.on_send(peer, HigherTerm(self.engine.term))
@@ -78,6 +84,10 @@ class Guard:
                 self.election.on_grant(peer, message)
             case TimeoutNow():
                 self._on_timeout_now(peer, message)
+            case ReadProbe():
+                self._on_read_probe(peer, message, now)
+            case ReadProof():
+                self._on_read_proof(peer, message)
             case HigherTerm() | Checkpoint():
                 pass
 
@@ -86,8 +96,9 @@ class Guard:
     def _adopt_term(self, term: int) -> None:
         self.engine.adopt_term(term)
         self.election.new_term()
+        self.reads.new_term()
 
-    def _is_of_this_term(self, message: NextIndex | Vote) -> bool:
+    def _is_of_this_term(self, message: NextIndex | Vote | ReadProof) -> bool:
         return message.sender_term == self.engine.term
 
     def _on_next_index(self, peer: NodeId, message: NextIndex) -> None:
@@ -158,6 +169,7 @@ class Guard:
         if not self._is_from_leader(peer):
             return
         self.election.heard_leader(now)
+        self.reads.hear(message.commit_index, now)
         journal, term = self.engine.journal, message.sender_term
         previous, previous_term, entries = message.prev_index, message.prev_term, message.entries
         # The leader is alive; this touches nothing else.
@@ -249,3 +261,16 @@ class Guard:
         """Row 14: equal index and term mean that the whole log up to there is equal."""
         journal = self.engine.journal
         return journal.first_index <= index <= journal.last_index and journal.term_at(index) == term
+
+    # -- reads --
+
+    def _on_read_probe(self, peer: NodeId, message: ReadProbe, now: float) -> None:
+        if self._is_from_leader(peer):
+            self.election.heard_leader(now)
+            self.reads.on_probe(peer, message)
+
+    def _on_read_proof(self, peer: NodeId, message: ReadProof) -> None:
+        if self._is_of_this_term(message) and self.engine.is_leader:
+            self.reads.on_proof(peer, message)
+        else:
+            self.dropped["late_proof"] += 1

@@ -42,6 +42,14 @@ INDEX_MAX = 1 << 62
 PROPOSALS_IN_FLIGHT_MAX = 4096
 """Of one node, its own and forwarded ones together. Beyond it callers are told `overloaded`."""
 
+READS_WAITING_MAX = 16384
+"""Reads on one node that wait to hear how far they must see, and reads that wait at a leader for its proof. A waiting
+read is a few hundred bytes; all of one node share one question."""
+
+READ_ANSWER_S = 2.0
+"""For a leader to say how far to read. One that cannot prove itself steps down sooner (`leader_fallback_s`); one that
+was stopped is left as soon as another leads."""
+
 CHECKPOINTS_MAX = 256
 """Digests kept of the newest checkpoints, to compare with those of peers."""
 
@@ -70,7 +78,14 @@ DELIVERIES_MAX = 16384
 """Outputs the loop has not taken yet. Then the replica waits for it, and its peers do without it."""
 
 FORWARDED_BYTES_MAX = COMMAND_BYTES_MAX + 1024
-"""Of a proposal forwarded by a peer."""
+"""Of the proposals that travel to the leader in one request: at least one of the largest size."""
+
+FORWARDED_COMMANDS_MAX = 512
+"""Same, in proposals: about 10 ms of the leader's loop."""
+
+FORWARDS_IN_FLIGHT_MAX = 4
+"""Requests with proposals on their way to the leader. While they are, the next proposals gather; fewer would make a
+caller wait for a commitment that is not its own."""
 
 RESTARTS_MAX = 8
 """Unexplained failures of the replica in a row before its driver gives up."""

@@ -18,6 +18,7 @@ from consensus.limits import (
     INDEX_MAX,
     TERM_MAX,
 )
+from storage.ids import NodeId
 
 Term: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=TERM_MAX)]
 Index: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=INDEX_MAX)]
@@ -98,6 +99,18 @@ class Checkpoint(Message, frozen=True, tag=10):
     digest: Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
 
 
+class ReadProbe(Message, frozen=True, tag=11):
+    """From the leader: do I still lead? Asking changes nothing."""
+
+    number: Index
+
+
+class ReadProof(Message, frozen=True, tag=12):
+    """To the leader: I was in your term when the probe of this number arrived."""
+
+    number: Index
+
+
 AnyMessage: TypeAlias = (
     AppendEntries
     | NextIndex
@@ -109,7 +122,15 @@ AnyMessage: TypeAlias = (
     | Commit
     | HigherTerm
     | Checkpoint
+    | ReadProbe
+    | ReadProof
 )
+
+EARLY = (AppendEntries, Commit, ReadProbe)
+"""What a leader may say while it still writes: it says nothing about its own disk but that its term is on it."""
+
+ANSWERS = (NextIndex, Vote, HigherTerm, PreVote, Checkpoint, ReadProof)
+"""Messages to whose sender there is nothing to say if they are of an older term."""
 
 _encoder = msgspec.msgpack.Encoder()
 _TAG_MAX = max(int(kind.__struct_config__.tag) for kind in get_args(AnyMessage))
@@ -121,6 +142,30 @@ _decoder = msgspec.msgpack.Decoder(Annotated[list[AnyMessage], msgspec.Meta(max_
 
 def encode_frame(messages: Sequence[AnyMessage]) -> bytes:
     return _encoder.encode(messages)
+
+
+def pack_frames(outbox: list[tuple[NodeId, AnyMessage]], bytes_max: int) -> list[tuple[NodeId, bytes]]:
+    """A frame a peer, in order; a new one where entries would make it longer than `bytes_max`. What two peers are told
+    alike is encoded once."""
+    lists: list[tuple[NodeId, list[AnyMessage]]] = []
+    waiting: dict[NodeId, tuple[list[AnyMessage], int]] = {}
+    for peer, message in outbox:
+        size = sum([len(entry[0]) for entry in message.entries]) if type(message) is AppendEntries else 0
+        queued, total = waiting.get(peer, (None, 0))
+        if queued is None or total + size > bytes_max or len(queued) >= 512:
+            queued, total = [], 0
+            lists.append((peer, queued))
+        queued.append(message)
+        waiting[peer] = (queued, total + size)
+    encoded: dict[tuple[int, ...], bytes] = {}
+    frames: list[tuple[NodeId, bytes]] = []
+    for peer, messages in lists:
+        key = tuple([id(message) for message in messages])
+        frame = encoded.get(key)
+        if frame is None:
+            frame = encoded[key] = encode_frame(messages)
+        frames.append((peer, frame))
+    return frames
 
 
 def decode_frame(frame: bytes) -> list[AnyMessage] | None:

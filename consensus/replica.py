@@ -30,14 +30,15 @@ from consensus.journal import RAFT_TABLE, Journal
 from consensus.limits import CHECKPOINT_PERIOD_S, CHECKPOINTS_MAX, COMMAND_BYTES_MAX, RaftSettings
 from consensus.messages import (
     COMMAND,
+    EARLY,
     AnyMessage,
-    AppendEntries,
     Checkpoint,
     Commit,
     Entry,
     decode_frame,
-    encode_frame,
+    pack_frames,
 )
+from consensus.reads import Reads
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction, WriteTransaction
 
@@ -81,6 +82,12 @@ class Propose(msgspec.Struct, frozen=True):
     command: bytes
 
 
+class ReadIndex(msgspec.Struct, frozen=True):
+    """Up to which index must a read see that begins now? `token` comes back in `Resolved`, as that of a proposal."""
+
+    token: int
+
+
 class TransferLeadership(msgspec.Struct, frozen=True):
     """Hand over to the most caught-up peer, if this replica leads; given up after an election timeout."""
 
@@ -88,12 +95,15 @@ class TransferLeadership(msgspec.Struct, frozen=True):
 SpeakEarly: TypeAlias = Callable[[list[tuple[NodeId, bytes]]], None]
 """Takes frames for peers, in order, before those of the step's output."""
 
-Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Propose | TransferLeadership
+Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Propose | ReadIndex | TransferLeadership
 
 
 class Resolved(msgspec.Struct, frozen=True):
     """The end of a proposal. Errors: `not_leader` (never entered the log), `discarded` (leadership was lost; it may yet
-    be applied), `too_large`, `quarantined`. Without an error it was applied at `index` and `answer` is durable."""
+    be applied), `too_large`, `quarantined`. Without an error it was applied at `index` and `answer` is durable.
+
+    Also the end of a `ReadIndex`. Errors: `not_leader` (or no more), `overloaded`. Without an error whoever has applied
+    `index` sees all that was acknowledged anywhere before the read was asked."""
 
     token: int
     index: int
@@ -120,6 +130,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     """Index and table digest after the newest checkpoint applied since the start."""
     dropped: dict[str, int]
     """Messages of peers that were not believed, by reason."""
+    fresh_at: float = float("-inf")
+    """See `consensus.reads.Reads`; in the time that is given to `step`."""
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -160,7 +172,8 @@ class Replica:
         self.journal = Journal(store, settings)
         self.engine = Engine(node_id, self.voters, self.journal, settings, self)
         self.election = Election(self.engine)
-        self.guard = Guard(self.engine, self.election)
+        self.reads = Reads(self.engine)
+        self.guard = Guard(self.engine, self.election, self.reads)
         if not self.engine.peers:
             self.engine.election_deadline = 0.0
         self._txn: WriteTransaction | None = None
@@ -223,11 +236,12 @@ class Replica:
             self._is_quarantined,
             self._checkpoint,
             self._dropped,
+            self.reads.fresh_at,
         )
 
     def open_proposals(self) -> list[int]:
         """Tokens of those whose end has not been told; of a dead replica too."""
-        tokens = [*self._waiting.values(), *(token for token, _ in self._proposals)]
+        tokens = [*self._waiting.values(), *(token for token, _ in self._proposals), *self.reads.rounds.tokens()]
         return [*tokens, *(resolved.token for resolved in self._resolved)]
 
     # -- the tick --
@@ -249,6 +263,7 @@ class Replica:
         if engine.role is Role.CANDIDATE and engine.term != term:
             self.election.on_started(now)
         self._transfer()
+        self._resolved += [Resolved(token, index, None, None) for token, index in self.reads.step(now)]
         self._tell_commit()
         self._compare_checkpoints()
         if self.journal.is_dirty:
@@ -273,6 +288,9 @@ class Replica:
                         self._reported[peer] = message
             case Propose(token, command):
                 self._propose(token, command)
+            case ReadIndex(token):
+                if error := self.reads.ask(token):
+                    self._resolved.append(Resolved(token, 0, None, error))
             case LinkUp(peer):
                 if peer in self.engine.peers:
                     self.engine.connect(peer)
@@ -308,11 +326,10 @@ class Replica:
         return self._txn
 
     def _speak_early(self, speak_early: SpeakEarly | None) -> None:
-        """Entries, and what is committed: both say nothing about this replica's own disk, but of its term."""
         if speak_early is None or not self.engine.is_leader or self.engine.term != self._durable_term:
             return
-        early = [said for said in self._outbox if isinstance(said[1], AppendEntries | Commit)]
-        self._outbox = [said for said in self._outbox if not isinstance(said[1], AppendEntries | Commit)]
+        early = [said for said in self._outbox if isinstance(said[1], EARLY)]
+        self._outbox = [said for said in self._outbox if not isinstance(said[1], EARLY)]
         if early:
             speak_early(self._pack(early))
 
@@ -323,27 +340,7 @@ class Replica:
         return Output(messages, resolved, events, self.status, self._next_deadline())
 
     def _pack(self, outbox: list[tuple[NodeId, AnyMessage]]) -> list[tuple[NodeId, bytes]]:
-        """A frame a peer, in order; a new frame where entries would make it too long. What two peers are told alike is
-        encoded once."""
-        lists: list[tuple[NodeId, list[AnyMessage]]] = []
-        waiting: dict[NodeId, tuple[list[AnyMessage], int]] = {}
-        for peer, message in outbox:
-            size = sum([len(entry[0]) for entry in message.entries]) if type(message) is AppendEntries else 0
-            queued, total = waiting.get(peer, (None, 0))
-            if queued is None or total + size > self._settings.batch_bytes or len(queued) >= 512:
-                queued, total = [], 0
-                lists.append((peer, queued))
-            queued.append(message)
-            waiting[peer] = (queued, total + size)
-        encoded: dict[tuple[int, ...], bytes] = {}
-        frames: list[tuple[NodeId, bytes]] = []
-        for peer, messages in lists:
-            key = tuple([id(message) for message in messages])
-            frame = encoded.get(key)
-            if frame is None:
-                frame = encoded[key] = encode_frame(messages)
-            frames.append((peer, frame))
-        return frames
+        return pack_frames(outbox, self._settings.batch_bytes)
 
     def _next_deadline(self) -> float:
         engine = self.engine
@@ -435,6 +432,7 @@ class Replica:
         if old is Role.LEADER:
             waiting, self._waiting = self._waiting, {}
             self._resolved.extend(Resolved(token, 0, None, "discarded") for token in waiting.values())
+            self._resolved.extend(Resolved(token, 0, None, "not_leader") for token in self.reads.rounds.abandon())
 
     # -- comparing tables with peers --
 

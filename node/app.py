@@ -20,8 +20,9 @@ from typing import Any, Self
 
 import structlog
 
+from consensus.courier import PROPOSE, READ_INDEX
 from consensus.errors import ConsensusError, UpgradeRequired
-from consensus.group import PROPOSE, Group
+from consensus.group import Group
 from consensus.state import queries
 from consensus.state.commands import Outcome, RegisterMember
 from mesh.errors import MeshError
@@ -219,6 +220,7 @@ class Node:
         share = Share(self, founding.voters)
         self.service.attach(share.group, self.executor, share.places.offer)
         self.mesh.serve(PROPOSE, share.group.on_request)
+        self.mesh.serve(READ_INDEX, share.group.on_read_request)
         share.group.start()
         self._share = share
         for peer, link in self._links.items():

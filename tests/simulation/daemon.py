@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import structlog
 
+from consensus.courier import PROPOSE, READ_INDEX
 from consensus.driver import ReplicaDriver
 from consensus.engine import Role
-from consensus.group import PROPOSE, Group
+from consensus.group import Group
 from consensus.inbox import Posted, Stop, StreamUp
 from consensus.limits import DISK_FULL_RETRY_S
-from consensus.replica import LinkDown, LinkUp, Output, Propose, Replica, Resolved, TransferLeadership
+from consensus.replica import LinkDown, LinkUp, Output, Propose, ReadIndex, Replica, Resolved, TransferLeadership
 from consensus.state.commands import Outcome, RegisterMember
 from consensus.state.rows import RitualOffer
 from mesh.bootstrap import Bootstrap
@@ -130,6 +131,7 @@ class Daemon(Life):
         founding = await self._founder.result
         share = Share(self, founding.voters)
         self.mesh.serve(PROPOSE, share.group.on_request)
+        self.mesh.serve(READ_INDEX, share.group.on_read_request)
         share.group.start()
         self.share = share
         for peer, link in self._links.items():
@@ -232,7 +234,8 @@ class SimulatedMesh:
         self._daemon = daemon
         self.servers: dict[str, Callable[[NodeId, bytes], Coroutine[Any, Any, bytes]]] = {}
         self._waiting: dict[tuple[NodeId, int], asyncio.Future[bytes]] = {}
-        self._count = 0
+        # A real answer comes over the link of its question; here one to a former life would find the number in use.
+        self._count = daemon.world.lives << 32
 
     def hello_of(self, peer: NodeId) -> Hello | None:
         return None
@@ -321,7 +324,7 @@ class SimulatedDriver(ReplicaDriver):
             self._linked.discard(given.peer)
         if self._stepper is not None:
             self._stepper.give(given)
-        elif isinstance(given, Propose):
+        elif isinstance(given, Propose | ReadIndex):
             self._answer_open([given.token])
 
     def wake(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from consensus.engine import Role
 from consensus.replica import LinkDown, LinkUp, Output, PeerMessage, Propose, Replica, TransferLeadership
 from storage.errors import DiskFull
 from storage.ids import NodeId
@@ -61,10 +62,16 @@ class Process(Life):
         self.die()
 
     def _speak(self, output: Output) -> None:
+        reads = self.world.reads
         for resolved in output.resolved:
-            if resolved.error is None:
+            if resolved.token < 0:
+                reads.resolved(self.node_id, resolved)
+            elif resolved.error is None:
                 command = self.world.load.commands[resolved.token]
                 self.world.checks.acknowledged(self.node_id, resolved.token, resolved.index, command, resolved.answer)
+                reads.acknowledged(resolved.index)
+        if output.status.role is Role.LEADER:
+            reads.leads(self.node_id, output.status.term)
         self._send(output.messages)
 
     def _send(self, frames: Frames) -> None:

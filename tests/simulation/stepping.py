@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from consensus.replica import Input, Output, Propose, Replica
+from consensus.replica import Input, Output, Propose, ReadIndex, Replica
 from storage.errors import DiskFull
 from storage.ids import NodeId
 
@@ -67,7 +67,7 @@ class Stepper:
 
     def open_proposals(self) -> list[int]:
         """Those that the replica has not taken in."""
-        return [given.token for given in self._inbox if isinstance(given, Propose)]
+        return [given.token for given in self._inbox if isinstance(given, Propose | ReadIndex)]
 
     def wake(self, delay_s: float = 0.0) -> None:
         now = self._world.clock.now

@@ -17,12 +17,14 @@ from consensus.messages import (
     Commit,
     NextIndex,
     PreVote,
+    ReadProbe,
     RequestPreVote,
     RequestVote,
     Vote,
     decode_frame,
 )
-from consensus.replica import LinkUp, Replica
+from consensus.reads import ReadRounds, Reads
+from consensus.replica import LinkDown, LinkUp, ReadIndex, Replica
 from storage.errors import DiskFull
 from storage.ids import NodeId
 from storage.transactions import Transaction
@@ -221,7 +223,7 @@ class SpeaksBeforeItIsDurable(Process):
             network.send(self.node_id, peer, frame)
             network.flush(self.node_id, peer)  # before the link breaks with the process
         for resolved in replica._resolved:
-            if resolved.error is None:
+            if resolved.error is None and resolved.token >= 0:
                 self.world.checks.acked[resolved.token] = self.world.load.commands[resolved.token]
         super()._on_broken(replica, error)
 
@@ -357,6 +359,57 @@ def test_row_15_an_applied_index_that_restarts_at_one(monkeypatch: Patch) -> Non
 
     monkeypatch.setattr(Journal, "__init__", forget)
     assert caught(range(5))
+
+
+# -- reads --
+
+
+def test_a_read_is_served_without_asking_whether_it_still_leads(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(ReadRounds, "_count", lambda self, others, number: 99)
+    violation = caught(range(20))
+    assert violation is not None
+    assert "acknowledged before it" in violation
+
+
+def test_a_proof_of_an_earlier_round_counts(monkeypatch: Patch) -> None:
+    """A proof that was on its way while another leader was elected. Seeds rarely delay one for so long."""
+
+    def scenario() -> None:
+        cluster = Cluster()
+        old = cluster.elect()
+        cluster.run()
+        voter, other = (i for i in IDS if i != old)
+        cluster.inboxes[old].append(ReadIndex(1))
+        cluster.step(old)
+        proof = cluster.say(old, voter, ReadProbe(cluster.replicas[old].status.term, 1))[-1]
+        cluster.inboxes[old].clear()
+        cluster.muted.add(old)
+        for i in (voter, other):
+            cluster.inboxes[i].append(LinkDown(old, closed_by_peer=True))
+        cluster.run_until(lambda: cluster.leader not in (None, old))
+        assert cluster.leader is not None
+        cluster.propose(cluster.leader, 100, b"acknowledged")
+        cluster.run()
+        assert cluster.resolved[100].error is None
+        cluster.inboxes[old].append(ReadIndex(2))
+        cluster.step(old)
+        assert cluster.replicas[old].status.role is Role.LEADER
+        cluster.say(voter, old, proof)
+        assert 1 in cluster.resolved
+        assert 2 not in cluster.resolved
+
+    real = ReadRounds.prove
+    expect_caught(
+        scenario,
+        lambda: monkeypatch.setattr(ReadRounds, "prove", lambda self, peer, number: real(self, peer, self.number)),
+    )
+
+
+def test_a_read_is_served_before_an_entry_of_the_own_term_is_committed(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(Reads, "_is_of_this_term", lambda self, index: True)
+    violation = caught(range(20))
+    assert violation is not None
+    assert "acknowledged before it" in violation
 
 
 def test_the_checker_sees_two_leaders() -> None:

@@ -3,8 +3,8 @@ First a time of faults, in which nothing unsafe may happen; then a quiet one, in
 
 Each seed draws its own mix of faults and its own sizes of batches, windows and caches. The parts: `clock`, `network`,
 `faults`, `stepping` (a replica and its disk), `checks` (what must hold). Two worlds are made of them: `ReplicaWorld`
-here (`process`, `load`) of bare replicas over a machine that records, which is fast; and `mesh_world`, in which nodes
-found their mesh and work in it.
+here (`process`, `load`, `reads`) of bare replicas over a machine that records, which is fast; and `mesh_world`, where
+nodes found their mesh and work in it.
 """
 
 import random
@@ -24,6 +24,7 @@ from tests.simulation.load import Load
 from tests.simulation.machine import APPLIED_TABLE
 from tests.simulation.network import Endpoint, Network
 from tests.simulation.process import Process
+from tests.simulation.reads import Reads
 
 
 class Node(Endpoint, Protocol):
@@ -148,6 +149,7 @@ class ReplicaWorld(World):
     def __init__(self, seed: int, nodes: int, *, fault_s: float = 8.0, heal_s: float = 90.0) -> None:
         super().__init__(seed, nodes, Clock(), fault_s=fault_s, heal_s=heal_s)
         self.load = Load(self)
+        self.reads = Reads(self)
 
     def make(self, i: NodeId) -> Node:
         return self.process_type(self, i)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from consensus.courier import PROPOSE, READ_INDEX
 from consensus.driver import ReplicaDriver
 from consensus.engine import Role
 from consensus.errors import ProposalTimeout, Unavailable
@@ -74,8 +75,10 @@ class End:
     async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
         if not self.net.reaches(self.node, peer):
             raise ConnectionError(peer)
+        group = self.net.groups[peer]
         async with asyncio.timeout(timeout_s):
-            return await self.net.groups[peer].on_request(self.node, payload)
+            answer = {PROPOSE: group.on_request, READ_INDEX: group.on_read_request}[method]
+            return await answer(self.node, payload)
 
 
 @asynccontextmanager
@@ -160,21 +163,6 @@ def test_a_proposal_survives_the_loss_of_the_leader() -> None:
             net.heal(leader)
             await net.groups[leader].barrier()
             assert net.groups[leader].status().applied_index >= max(answer.index for answer in answers)
-
-    asyncio.run(main())
-
-
-def test_barriers_share() -> None:
-    async def main() -> None:
-        async with running(memory_stores()) as net:
-            leader = await leader_of(net)
-            before = await net.groups[leader].barrier()
-            indexes = await asyncio.gather(*(net.groups[leader].barrier() for _ in range(100)))
-            assert len(set(indexes)) <= 2
-            assert min(indexes) > before
-            checkpoint = net.groups[leader].status().checkpoint
-            assert checkpoint is not None
-            assert checkpoint[0] == max(indexes)
 
     asyncio.run(main())
 
@@ -336,7 +324,7 @@ def test_row_13_an_outcome_lost_with_the_leader(monkeypatch: pytest.MonkeyPatch)
     async def ask_once(self: Group, payload: bytes, until: float) -> Applied:
         leader = self.status().leader
         assert leader is not None
-        outcome = await self._forward(leader, payload, 1.0) if leader != self.node_id else None
+        outcome = await self._courier.forward(payload, until) if leader != self.node_id else None
         return Applied(index=1) if leader == self.node_id else Applied(index=outcome.index)  # type: ignore[union-attr]
 
     monkeypatch.setattr(Group, "_propose_until_known", ask_once)
@@ -387,7 +375,7 @@ def test_a_replica_with_other_tables_than_the_majority_is_quarantined() -> None:
             machine.digest = lambda txn: b"other"  # type: ignore[method-assign]
             async with asyncio.timeout(20):
                 while not net.groups[odd].status().is_quarantined:
-                    await net.groups[leader].barrier()
+                    await net.groups[leader].propose(canary(b"compare"))
                     await asyncio.sleep(0.02)
             with pytest.raises(Unavailable) as caught:
                 await net.groups[odd].propose(canary(b"x"))
