@@ -228,7 +228,7 @@ def test_what_a_member_cannot_apply_is_not_proposed(monkeypatch: pytest.MonkeyPa
             newer = b"\x02" + encode_command(canary(b""))[1:]
             assert isinstance(await follower.propose(register(IDS[0], name="ann")), Applied)
             # What a follower of the next version forwards to a leader of this one does not reach its log.
-            request = msgspec.msgpack.encode([newer, 5.0])
+            request = msgspec.msgpack.encode([[newer], 5.0])
             assert b"newer_command" in await net.groups[leader].on_request(IDS[0], request)
             monkeypatch.setattr("consensus.group.encode_command", lambda command: newer)
             with pytest.raises(Unavailable, match=r"version 2 is not known to ann \(meshnode") as raised:
