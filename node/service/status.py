@@ -130,6 +130,11 @@ def warnings(
             found.append(f"no link to {peer.get('name') or peer.get('node_id')}")
     found.extend(f"member {row.name} is dead: its work goes on elsewhere" for row in members if row.status == "dead")
     found.extend(trust.warnings(service))
+    if service.mesh.counters().get("superseded_mesh"):
+        found.append(
+            "a mesh was given up, restored or recovered, and a node of it is still there: its data directory must be "
+            "moved away; the log (superseded_mesh) says which node that is"
+        )
     statistics = service.store.statistics()
     if statistics.disk_free_bytes < DISK_FREE_BYTES_WARN:
         found.append(f"only {statistics.disk_free_bytes >> 20} MiB are free on the disk of {service.facts.data_dir}")

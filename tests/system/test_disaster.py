@@ -154,6 +154,7 @@ def test_one_of_three_recovers_with_its_data(mesh: LocalMesh) -> None:
     for daemon in (survivor, other):
         mesh.wait("both sides say what to do", lambda daemon=daemon: "superseded_mesh" in daemon.log_text())
         assert "move its data directory away" in daemon.log_text()
+        assert any("data directory must be moved away" in text for text in (daemon.status() or {})["warnings"])
     assert everything(survivor)["sessions"][0]["status"] == "completed"
     other.kill()
     survivor.kill()
