@@ -3,7 +3,7 @@
 The log, the vote and the voters are not in it: they belong to a mesh, and a backup is restored into a new one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -12,13 +12,15 @@ from consensus.journal import RAFT_TABLE, read_hard_state, read_term, write_base
 from consensus.replica import VOTERS_KEY
 from consensus.state import tables
 from consensus.state.apply import digest
+from consensus.state.versions import COMMAND_VERSION
 from storage.dump import DumpDecoder, Header, Part, Rows, make_header
-from storage.errors import DamagedDump
+from storage.errors import DamagedDump, NewerFormat
 from storage.ids import NodeId
+from storage.meta import FORMAT
 from storage.transactions import Store, Transaction, WriteTransaction
 
 KIND: Final = "backup"
-_KIND_KEY: Final = "kind"
+_KIND_KEY, _FORMAT_KEY, _COMMANDS_KEY = "kind", "format", "commands"
 
 LOAD_BYTES_MAX: Final = 16 << 20
 """Written in one transaction: few syncs, and a map that need not be grown for one of unknown size."""
@@ -33,7 +35,7 @@ def backup_header(txn: Transaction, about: Mapping[str, Any]) -> Header:
         index=index,
         term=read_term(txn, index) or 0,
         digest=digest(txn),
-        about={**about, _KIND_KEY: KIND},
+        about={**about, _KIND_KEY: KIND, _FORMAT_KEY: FORMAT, _COMMANDS_KEY: COMMAND_VERSION},
     )
 
 
@@ -77,16 +79,22 @@ class BackupReader:
 
     @staticmethod
     def _check_header(header: Header) -> None:
-        if header.about.get(_KIND_KEY) != KIND:
+        about = header.about
+        if about.get(_KIND_KEY) != KIND or not isinstance(about.get(_FORMAT_KEY), int):
             raise DamagedDump("it is whole, but no backup")
+        if about[_FORMAT_KEY] > FORMAT or about.get(_COMMANDS_KEY, 0) > COMMAND_VERSION:
+            raise NewerFormat(f"taken by meshnode {about.get('software', 'of a newer version')}. Use that version")
         unknown = set(header.tables) - set(tables.TABLES)
         if unknown or header.index < 0 or header.term < 0:
             raise DamagedDump(f"it has tables that this version does not know: {', '.join(sorted(unknown)) or 'none'}")
 
 
-def load_backup(store: Store, pieces: Iterable[bytes], node_id: NodeId) -> Header:
-    """Fill an empty store with a backup, as the only voter of a mesh whose log begins at the backup's index. Raises
-    DamagedDump, NewerFormat or a StorageError of writing; then the store is to be thrown away. Durable on return."""
+def load_backup(
+    store: Store, pieces: Iterable[bytes], node_id: NodeId, migrate: Callable[[int], None] = lambda number: None
+) -> Header:
+    """Fill an empty store with a backup, as the only voter of a mesh whose log begins at the backup's index.
+    `migrate(format)` brings rows of an older format up to the present one. Raises DamagedDump, NewerFormat or a
+    StorageError of writing; then the store is to be thrown away. Durable on return."""
     reader = BackupReader()
     waiting: list[Rows] = []
     size = 0
@@ -102,6 +110,9 @@ def load_backup(store: Store, pieces: Iterable[bytes], node_id: NodeId) -> Heade
     header = reader.finish()
     with store.write() as txn:
         _put(txn, waiting)
+    if header.about[_FORMAT_KEY] < FORMAT:
+        migrate(header.about[_FORMAT_KEY])
+    with store.write() as txn:
         # A mesh that has applied nothing is at index 1 as soon as it starts.
         write_base(txn, max(header.index, 1), max(header.term, 1))
         txn.put(RAFT_TABLE, VOTERS_KEY, msgspec.msgpack.encode((node_id,)))

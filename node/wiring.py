@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import Mapping
 
+import msgspec
+
 from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import tables
 from consensus.state.commands import RegisterMember
@@ -23,7 +25,8 @@ from node.service.times import now_ms
 from storage import codec
 from storage.environment import Environment
 from storage.ids import NodeId
-from storage.migration import Migration
+from storage.meta import FORMAT
+from storage.migration import Migration, migrate
 from storage.transactions import Store, Transaction
 
 FOUNDING_TABLE = "founding"
@@ -67,6 +70,12 @@ def open_store(config: Config) -> Environment:
     store = Environment.open(path, STORE_TABLES, software=f"meshnode {__version__}", migrations=MIGRATIONS)
     shutil.rmtree(config.data_dir / BACKUP_DIRECTORY, ignore_errors=True)  # of a process that was killed
     return store
+
+
+def migrate_rows(store: Environment, number: int) -> None:
+    """Of a store into which rows of this older format were put. Raises OlderFormat."""
+    store.meta = msgspec.structs.replace(store.meta, format=number)
+    migrate(store, FORMAT, MIGRATIONS)
 
 
 def mesh_settings(config: Config) -> MeshSettings:

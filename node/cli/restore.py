@@ -24,7 +24,7 @@ from node.cli.exits import CommandError, Exit
 from node.cli.files import sync_directory
 from node.cli.offline import configured, now_ms
 from node.config import Config
-from node.wiring import STORE_DIRECTORY, STORE_TABLES, put_founding
+from node.wiring import STORE_DIRECTORY, STORE_TABLES, migrate_rows, put_founding
 from storage.dump import Header
 from storage.environment import Environment
 from storage.errors import DamagedDump, NewerFormat, StorageError
@@ -58,7 +58,9 @@ def restore(config: Config, backup: Path) -> dict[str, Any]:
         store = Environment.open(aside, STORE_TABLES, software=f"meshnode {__version__}")
         try:
             with contextlib.closing(store):
-                header = load_backup(store, _shown(backup), identity.node_id)
+                header = load_backup(
+                    store, _shown(backup), identity.node_id, lambda number: migrate_rows(store, number)
+                )
                 record = succeed(identity.node_id, _former(header), 0, now_ms())
                 with store.write() as txn:
                     put_founding(txn, record)

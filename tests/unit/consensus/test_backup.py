@@ -4,17 +4,21 @@ import random
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from consensus.backup import BackupReader, backup_header, load_backup
 from consensus.engine import Role
+from consensus.journal import LOG_TABLE
 from consensus.state import queries
 from consensus.state.apply import digest
 from consensus.state.rows import Lease
 from consensus.state.tables import SESSIONS, recomputed_digest
+from consensus.state.versions import COMMAND_VERSION
 from storage.dump import Header, encode_dump
 from storage.environment import Environment
 from storage.errors import DamagedDump, NewerFormat, StorageError
 from storage.memory import MemoryStore
+from storage.meta import FORMAT
 from storage.transactions import Store
 from tests.unit.consensus.solo import ALL_TABLES, Solo, with_sessions
 from tests.unit.state.model import S1, S2, S3, A, B, complete, outcome, register, submit
@@ -36,7 +40,7 @@ def test_the_header_says_which_moment_it_is() -> None:
     output = with_sessions(store)
     header = verified(backup_of(store))
     assert (header.index, header.term) == (output.status.applied_index, output.status.term)
-    assert header.about == {"mesh": "home", "kind": "backup"}
+    assert header.about == {"mesh": "home", "kind": "backup", "format": FORMAT, "commands": COMMAND_VERSION}
     with store.read() as txn:
         assert header.digest == digest(txn)
 
@@ -106,13 +110,38 @@ def test_what_had_rotted_in_the_store_is_found() -> None:
         verified(backup_of(store))
 
 
+def changed(store: Store, **about: object) -> bytes:
+    """A backup that says something else of itself."""
+    with store.read() as txn:
+        header = backup_header(txn, {"software": "9.9.9"})
+        return b"".join(encode_dump(txn, replace(header, about={**header.about, **about})))
+
+
+@pytest.mark.parametrize("about", [{"format": FORMAT + 1}, {"commands": COMMAND_VERSION + 1}])
+def test_a_backup_of_a_newer_version_is_refused(about: dict[str, object]) -> None:
+    with pytest.raises(NewerFormat, match=r"9\.9\.9. Use that version"):
+        verified(changed(MemoryStore(ALL_TABLES), **about))
+
+
+def test_rows_of_an_older_format_are_migrated_before_a_replica_sees_them() -> None:
+    old, new = MemoryStore(ALL_TABLES), MemoryStore(ALL_TABLES)
+    with_sessions(old)
+    migrated: list[tuple[int, int, bool]] = []
+
+    def migrate(number: int) -> None:
+        with new.read() as txn:
+            migrated.append((number, txn.count(SESSIONS), txn.last(LOG_TABLE) is None))
+
+    load_backup(new, [changed(old, format=FORMAT - 1)], A, migrate)
+    assert migrated == [(FORMAT - 1, 2, True)]
+    load_backup(MemoryStore(ALL_TABLES), [backup_of(old)], A, migrate)
+    assert len(migrated) == 1
+
+
 def test_a_dump_that_is_no_backup_is_refused() -> None:
     store = MemoryStore(ALL_TABLES)
     with store.read() as txn:
         header = backup_header(txn, {})
-        for odd in (
-            Header(**{name: getattr(header, name) for name in header.__struct_fields__} | {"about": {}}),
-            Header(**{name: getattr(header, name) for name in header.__struct_fields__} | {"tables": ("log",)}),
-        ):
+        for odd in (replace(header, about={}), replace(header, tables=("log",))):
             with pytest.raises(StorageError):
                 verified(b"".join(encode_dump(txn, odd)))
