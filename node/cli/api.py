@@ -36,8 +36,15 @@ SILENCE_S = 45.0
 class Api:
     """A client of one mesh. Remembers which of its nodes answered last. Not for several threads."""
 
-    def __init__(self, urls: list[str], token: str = "", timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        urls: list[str],
+        token: str = "",
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        freshness: Mapping[str, object] | None = None,
+    ) -> None:
         assert urls
+        self._freshness = freshness or {}
         self.urls = urls
         self.timeout_s = timeout_s
         self.token = token
@@ -52,7 +59,12 @@ class Api:
             raise CommandError("--url names no node", Exit.USAGE, f"use for example --url {URL_DEFAULT}")
         path = getattr(arguments, "token_file", None) or environ.get("MESHNODE_TOKEN_FILE")
         timeout_s = overall_timeout_s(arguments, environ)
-        return cls(urls, _token(Path(path)) if path else "", min(timeout_s or REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_S))
+        return cls(
+            urls,
+            _token(Path(path)) if path else "",
+            min(timeout_s or REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_S),
+            _freshness(arguments),
+        )
 
     @property
     def url(self) -> str:
@@ -95,6 +107,10 @@ class Api:
         finally:
             response.close()
             connection.close()
+
+    def read(self, path: str, query: Mapping[str, object] | None = None) -> Any:
+        """JSON of a GET, as fresh as `--level` and `--max-age` say."""
+        return self.get(path, {**(query or {}), **self._freshness})
 
     def next_node(self) -> None:
         """Ask another node first from now on."""
@@ -177,6 +193,15 @@ class Api:
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
         return headers
+
+
+def _freshness(arguments: Namespace) -> dict[str, object]:
+    freshness: dict[str, object] = {}
+    if level := getattr(arguments, "level", None):
+        freshness["level"] = level
+    if max_age_s := getattr(arguments, "max_age", None):
+        freshness["max_age_ms"] = round(max_age_s * 1000)
+    return freshness
 
 
 def open_url(url: str, path: str, timeout_s: float) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:

@@ -14,16 +14,16 @@ def run(arguments: Namespace) -> int:
     api = Api.of(arguments)
     match arguments.command, getattr(arguments, "action", None):
         case "status", _:
-            answer = api.get("/status")
+            answer = api.read("/status")
             text = status_text(answer)
         case "nodes", _:
-            answer = api.get("/v1/members")
+            answer = api.read("/v1/members")
             text = nodes_text(answer)
         case "ritual", "list":
-            answer = api.get("/v1/rituals")
+            answer = api.read("/v1/rituals")
             text = rituals_text(answer)
         case "ritual", "show":
-            answer = api.get(f"/v1/rituals/{quote(arguments.name, safe='')}")
+            answer = api.read(f"/v1/rituals/{quote(arguments.name, safe='')}")
             text = ritual_text(answer["ritual"])
         case _:
             raise AssertionError(arguments.command)

@@ -102,9 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="with --config: check the configuration and stop")
     commands = parser.add_subparsers(dest="command", metavar="command")
     client = _client_options()
-    _add(commands, "status", "the state of the node that answers", client)
-    _add(commands, "nodes", "the members of the mesh", client)
-    _add_session(commands, client)
+    reader = _reader_options(client)
+    _add(commands, "status", "the state of the node that answers", reader)
+    _add(commands, "nodes", "the members of the mesh", reader)
+    _add_session(commands, client, reader)
     backup = _add(commands, "backup", "save all sessions and insights in a file", client, _BACKUP_EPILOG)
     backup.add_argument("file", type=Path, metavar="FILE", help="where to save it")
     backup.add_argument("--force", action="store_true", help="replace FILE if it exists")
@@ -118,8 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     recover.add_argument("--no-copy", action="store_true", help="do not keep a copy of the data as it was")
     ritual = commands.add_parser("ritual", help="what the mesh can execute", allow_abbrev=False)
     rituals = ritual.add_subparsers(dest="action", metavar="action", required=True)
-    _add(rituals, "list", "names and versions", client)
-    _add(rituals, "show", "one ritual and its parameters", client).add_argument("name")
+    _add(rituals, "list", "names and versions", reader)
+    _add(rituals, "show", "one ritual and its parameters", reader).add_argument("name")
     secret = commands.add_parser("secret", help="the secret that the nodes of a mesh share", allow_abbrev=False)
     secrets = secret.add_subparsers(dest="action", metavar="action", required=True)
     new = secrets.add_parser("new", help="make a secret; refuses to overwrite one", allow_abbrev=False)
@@ -171,6 +172,21 @@ def _client_options() -> argparse.ArgumentParser:
     return options
 
 
+def _reader_options(client: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, parents=[client])
+    group = options.add_argument_group("how fresh the answer must be")
+    group.add_argument(
+        "--level",
+        choices=["stale", "leader", "linearizable"],
+        help="stale: as the node knows (default); leader: with all that the leader knows; linearizable: with all that "
+        "was answered anywhere before",
+    )
+    group.add_argument(
+        "--max-age", type=_seconds, metavar="S", help="refuse a stale answer that may be older than so many seconds"
+    )
+    return options
+
+
 def _offline_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("the node, which must not be running")
@@ -180,7 +196,9 @@ def _offline_options() -> argparse.ArgumentParser:
 
 
 def _add_session(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", client: argparse.ArgumentParser
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    client: argparse.ArgumentParser,
+    reader: argparse.ArgumentParser,
 ) -> None:
     session = commands.add_parser("session", help="submit work and follow it", allow_abbrev=False)
     actions = session.add_subparsers(dest="action", metavar="action", required=True)
@@ -200,12 +218,12 @@ def _add_session(
     follow.add_argument("--wait", action="store_true", help="wait for the end and print the insight")
     follow.add_argument("--watch", action="store_true", help="show the progress, then print the insight")
     _add(actions, "watch", "follow a session until it ends", client).add_argument("id", metavar="ID")
-    listing = _add(actions, "list", "sessions, newest first", client)
+    listing = _add(actions, "list", "sessions, newest first", reader)
     listing.add_argument("--limit", type=int, default=20, metavar="N", help="so many at most (default: 20)")
     listing.add_argument(
         "--status", choices=["pending", "processing", "completed", "failed", "cancelled"], help="only these"
     )
-    show = _add(actions, "show", "one session and its insight", client)
+    show = _add(actions, "show", "one session and its insight", reader)
     show.add_argument("id", metavar="ID")
     show.add_argument("--branches", action="store_true", help="list its branches too")
     cancel = _add(actions, "cancel", "cancel what has not finished", client)

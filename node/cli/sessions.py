@@ -85,7 +85,7 @@ def list_sessions(api: Api, arguments: Namespace) -> int:
     query: dict[str, object] = {"limit": max(1, min(arguments.limit, PAGE_ROWS))}
     if arguments.status:
         query["status"] = arguments.status
-    answer = api.get("/v1/sessions", query)
+    answer = api.read("/v1/sessions", query)
     if arguments.json:
         render.print_json(answer)
         return Exit.OK
@@ -110,7 +110,7 @@ def list_sessions(api: Api, arguments: Namespace) -> int:
 
 
 def show(api: Api, arguments: Namespace) -> int:
-    session = api.get(f"/v1/sessions/{full_id(api, arguments.id)}")["session"]
+    session = api.read(f"/v1/sessions/{full_id(api, arguments.id)}")["session"]
     _print_session(api, session, arguments.json, has_branches=arguments.branches)
     return Exit.OK
 
@@ -131,7 +131,7 @@ def full_id(api: Api, text: str) -> str:
         return str(uuid.UUID(text))
     except ValueError:
         pass
-    rows = api.get("/v1/sessions", {"limit": PREFIX_ROWS})["sessions"]
+    rows = api.read("/v1/sessions", {"limit": PREFIX_ROWS})["sessions"]
     found = [row["id"] for row in rows if text and row["id"].startswith(text.lower())]
     if len(found) == 1:
         return str(found[0])
@@ -265,7 +265,7 @@ def _insight(api: Api, session_id: str) -> tuple[dict[str, Any], list[dict[str, 
     provenance: list[dict[str, Any]] = []
     query: dict[str, object] = {"limit": PAGE_ROWS}
     while True:
-        answer = api.get(f"/v1/sessions/{session_id}/insight", query)
+        answer = api.read(f"/v1/sessions/{session_id}/insight", query)
         provenance += answer.get("provenance") or []
         if not answer.get("provenance_next"):
             return answer["insight"], provenance
@@ -276,7 +276,7 @@ def _pages(api: Api, path: str, name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     query: dict[str, object] = {"limit": PAGE_ROWS}
     while True:
-        answer = api.get(path, query)
+        answer = api.read(path, query)
         rows += answer[name]
         if not answer.get("next"):
             return rows
@@ -284,4 +284,4 @@ def _pages(api: Api, path: str, name: str) -> list[dict[str, Any]]:
 
 
 def _names(api: Api) -> dict[str, str]:
-    return {str(row["node_id"]): str(row["name"]) for row in api.get("/v1/members").get("members", [])}
+    return {str(row["node_id"]): str(row["name"]) for row in api.read("/v1/members").get("members", [])}

@@ -8,7 +8,7 @@ from typing import Final, TypeVar, cast, get_args
 from consensus.state.rows import SessionStatus
 from node.service.errors import ServiceError
 from node.service.paging import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX
-from node.service.readings import Level, Until
+from node.service.readings import Level, Until, Wanted
 from node.service.watching import WHOLE_INDEX, Cursor
 
 _DURATION: Final = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s|m)?")
@@ -16,6 +16,12 @@ _EVENT_ID: Final = re.compile(r"(\d{1,18})(?:\.(\d{1,9}))?")
 _SCALE: Final = {None: 1.0, "s": 1.0, "ms": 0.001, "m": 60.0}
 
 COMMON: Final = ("pretty",)
+
+FRESHNESS: Final = ("level", "max_age_ms")
+"""What every read takes."""
+
+AGE_MS_MAX: Final = 7 * 24 * 3600 * 1000
+"""A week: whoever allows more does not care."""
 
 T = TypeVar("T", bound=str)
 
@@ -37,8 +43,14 @@ class Arguments:
     def text(self, name: str) -> str | None:
         return self._query.get(name)
 
-    def level(self) -> Level:
-        return cast(Level, self._one_of("level", get_args(Level)) or "stale")
+    def wanted(self) -> Wanted:
+        level = cast(Level, self._one_of("level", get_args(Level)) or "stale")
+        max_age_ms = self._whole("max_age_ms", 0, AGE_MS_MAX)
+        if max_age_ms is not None and level != "stale":
+            raise ServiceError(
+                "invalid_argument", f"max_age_ms does not go with level={level}.", "Leave one of them out."
+            )
+        return Wanted(level, max_age_ms)
 
     def until(self) -> Until:
         return cast(Until, self._one_of("until", get_args(Until)) or "change")

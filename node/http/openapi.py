@@ -8,7 +8,7 @@ from node import __version__
 from node.http.backup import CONTENT_TYPE as BACKUP_TYPE
 from node.http.problems import CONTENT_TYPE
 from node.http.routes import ROUTES, Route
-from node.http.schemas import schemas
+from node.http.schemas import QUERY, schemas
 
 
 @cache
@@ -29,12 +29,13 @@ def openapi_document() -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    parameters = [
+    parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", route.path)
     ]
     parameters += [
-        {"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in route.query
+        {"name": name, "in": "query", "required": False, **QUERY.get(name, {"schema": {"type": "string"}})}
+        for name in route.query
     ]
     if route.name == "submit_session":
         parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}})

@@ -43,6 +43,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "stopping": 503,
     "timeout": 504,
     "too_large": 413,
+    "too_stale": 503,
     "too_many_sessions": 429,
     "unavailable": 503,
     "unknown_branch": 404,
@@ -59,6 +60,7 @@ RETRY_AFTER_S: Final = {
     "too_many_sessions": 5,
     "unavailable": 1,
     "stopping": 2,
+    "too_stale": 1,
 }
 
 

@@ -101,11 +101,16 @@ def submitted(result: Submitted) -> dict[str, Any]:
         "submitted_by": command.submitted_by, "rev": result.index, "pending": len(command.branches),
         "processing": 0, "completed": 0, "failed": 0, "cancelled": 0, "created_at": iso(command.at_ms),
     }  # fmt: skip
-    return {"session": shown, "id": command.session_id, "index": result.index, "created": result.created}
+    return {
+        "session": shown, "id": command.session_id, "index": result.index, "created": result.created,
+        "as_of_index": result.as_of_index, "level": "linearizable", "age_ms": 0, "leader": result.leader,
+    }  # fmt: skip
 
 
 def freshness(reading: Reading[Any]) -> dict[str, Any]:
-    return {"as_of_index": reading.as_of_index, "level": reading.level, "leader": reading.leader}
+    return {
+        "as_of_index": reading.as_of_index, "level": reading.level, "age_ms": reading.age_ms, "leader": reading.leader,
+    }  # fmt: skip
 
 
 def event(numbered: Numbered) -> dict[str, Any]:

@@ -4,16 +4,21 @@ from aiohttp import web
 
 from node.http import render
 from node.http.answers import answer, answer_reading
-from node.http.arguments import Arguments
+from node.http.arguments import FRESHNESS, Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
 from node.service import status, trust
 from node.service.errors import ServiceError
+from node.service.readings import STALE
 
 
 async def get_status(request: web.Request) -> web.Response:
-    Arguments(request.query, ())
-    return answer(request, status.document(request.app[SERVICE]))
+    """Answered whatever happens, unless a freshness is asked for that this node cannot give."""
+    service = request.app[SERVICE]
+    wanted = Arguments(request.query, FRESHNESS).wanted()
+    if wanted != STALE:
+        await service.fresh(wanted)
+    return answer(request, status.document(service, wanted.level))
 
 
 async def get_health(request: web.Request) -> web.Response:
@@ -27,16 +32,16 @@ async def get_readiness(request: web.Request) -> web.Response:
 
 
 async def list_members(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("level",))
-    reading = await request.app[SERVICE].members(arguments.level())
+    arguments = Arguments(request.query, FRESHNESS)
+    reading = await request.app[SERVICE].members(arguments.wanted())
     secrets = trust.accepted_by(request.app[SERVICE])
     members = [{**row, "secrets": secrets.get(row["node_id"])} for row in render.rows(reading.value)]
     return answer_reading(request, {"members": members}, reading)
 
 
 async def list_rituals(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("level",))
-    reading = await request.app[SERVICE].rituals(arguments.level())
+    arguments = Arguments(request.query, FRESHNESS)
+    reading = await request.app[SERVICE].rituals(arguments.wanted())
     return answer_reading(
         request,
         {"rituals": [ritual.to_json() for ritual in reading.value], "problems": request.app[SERVICE].ritual_problems()},
@@ -45,9 +50,9 @@ async def list_rituals(request: web.Request) -> web.Response:
 
 
 async def get_ritual(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("level",))
+    arguments = Arguments(request.query, FRESHNESS)
     try:
-        reading = await request.app[SERVICE].ritual(request.match_info["name"], arguments.level())
+        reading = await request.app[SERVICE].ritual(request.match_info["name"], arguments.wanted())
     except ServiceError as error:
         if error.code != "unknown_ritual":
             raise

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from node.http import limits, render
 from node.http.answers import answer, answer_reading, rendered
-from node.http.arguments import Arguments
+from node.http.arguments import FRESHNESS, Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
 from node.service.errors import ServiceError
@@ -25,15 +25,15 @@ async def submit_session(request: web.Request) -> web.Response:
         )  # fmt: skip
     result = await request.app[SERVICE].submit(await read_body(request), None if key is None else key.strip())
     return answer(
-        request, {**render.submitted(result), **_status_now(request, result.index)},
+        request, render.submitted(result),
         status=201 if result.created else 200, headers={"Location": f"/v1/sessions/{result.command.session_id}"},
     )  # fmt: skip
 
 
 async def list_sessions(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("after", "limit", "status", "level"))
+    arguments = Arguments(request.query, ("after", "limit", "status", *FRESHNESS))
     reading = await request.app[SERVICE].list_sessions(
-        after=arguments.text("after"), limit=arguments.limit(), status=arguments.status(), level=arguments.level()
+        after=arguments.text("after"), limit=arguments.limit(), status=arguments.status(), wanted=arguments.wanted()
     )
     page = reading.value
     rows = await rendered(len(page.rows), lambda: [render.session(row) for row in page.rows])
@@ -41,13 +41,13 @@ async def list_sessions(request: web.Request) -> web.Response:
 
 
 async def get_session(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("wait", "until", "rev", "level"))
+    arguments = Arguments(request.query, ("wait", "until", "rev", *FRESHNESS))
     service, session_id = request.app[SERVICE], _session_id(request)
     wait_s = arguments.wait_s()
     if wait_s is None:
-        reading = await service.get_session(session_id, arguments.level())
+        reading = await service.get_session(session_id, arguments.wanted())
     else:
-        reading = await service.wait_session(session_id, wait_s, arguments.until(), arguments.rev(), arguments.level())
+        reading = await service.wait_session(session_id, wait_s, arguments.until(), arguments.rev(), arguments.wanted())
     return answer_reading(request, {"session": render.session(reading.value)}, reading)
 
 
@@ -71,10 +71,10 @@ async def cancel_session(request: web.Request) -> web.Response:
 
 
 async def list_branches(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("after", "limit", "status", "level"))
+    arguments = Arguments(request.query, ("after", "limit", "status", *FRESHNESS))
     reading = await request.app[SERVICE].list_branches(
         _session_id(request), after=arguments.text("after"), limit=arguments.limit(), status=arguments.status(),
-        level=arguments.level(),
+        wanted=arguments.wanted(),
     )  # fmt: skip
     page = reading.value
     rows = await rendered(len(page.rows), lambda: [render.branch(row, live) for row, live in page.rows])
@@ -82,33 +82,33 @@ async def list_branches(request: web.Request) -> web.Response:
 
 
 async def get_branch(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("level",))
+    arguments = Arguments(request.query, FRESHNESS)
     branch_id = BranchId(request.match_info["branch_id"].lower())
-    reading = await request.app[SERVICE].get_branch(branch_id, arguments.level())
+    reading = await request.app[SERVICE].get_branch(branch_id, arguments.wanted())
     return answer_reading(request, render.branch_detail(reading.value), reading)
 
 
 async def get_branch_at(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("level",))
+    arguments = Arguments(request.query, FRESHNESS)
     text = request.match_info["index"]
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise ServiceError("unknown_branch", f"{text[:80]!r} is not an index.", "Branches are numbered from 0.")
-    reading = await request.app[SERVICE].get_branch_at(_session_id(request), int(text), arguments.level())
+    reading = await request.app[SERVICE].get_branch_at(_session_id(request), int(text), arguments.wanted())
     return answer_reading(request, render.branch_detail(reading.value), reading)
 
 
 async def get_insight(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("after", "limit", "level"))
+    arguments = Arguments(request.query, ("after", "limit", *FRESHNESS))
     reading = await request.app[SERVICE].get_insight(
-        _session_id(request), after=arguments.text("after"), limit=arguments.limit(), level=arguments.level()
+        _session_id(request), after=arguments.text("after"), limit=arguments.limit(), wanted=arguments.wanted()
     )
     return answer_reading(request, render.insight_detail(reading.value), reading)
 
 
 async def list_insights(request: web.Request) -> web.Response:
-    arguments = Arguments(request.query, ("after", "limit", "level"))
+    arguments = Arguments(request.query, ("after", "limit", *FRESHNESS))
     reading = await request.app[SERVICE].list_insights(
-        after=arguments.text("after"), limit=arguments.limit(), level=arguments.level()
+        after=arguments.text("after"), limit=arguments.limit(), wanted=arguments.wanted()
     )
     page = reading.value
     rows = await rendered(len(page.rows), lambda: [render.insight(row) for row in page.rows])
@@ -132,8 +132,3 @@ async def read_body(request: web.Request) -> bytes:
 
 def _session_id(request: web.Request) -> SessionId:
     return SessionId(request.match_info["session_id"].lower())
-
-
-def _status_now(request: web.Request, index: int) -> dict[str, object]:
-    status = request.app[SERVICE].status
-    return {"as_of_index": max(index, status.applied_index), "level": "linearizable", "leader": status.leader}

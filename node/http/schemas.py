@@ -1,22 +1,45 @@
 """JSON Schemas of what goes in and out, made from the rows where they are rows."""
 
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from consensus.state.limits import ATTEMPTS_MAX, BRANCHES_PER_SESSION_MAX
 from consensus.state.rows import Attempt, Branch, Insight, Knowledge, Member, Session
+from node.http.arguments import AGE_MS_MAX
 from node.http.problems import FACE_CODES
 from node.http.render import outside_names
 from node.service.errors import CODES
+from node.service.paging import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX
+from node.service.readings import Level, Until
 from node.service.submission import TIMEOUT_S_MAX
 
 _FRESHNESS: dict[str, Any] = {
-    "as_of_index": {"type": "integer"},
-    "level": {"enum": ["stale", "linearizable"]},
-    "leader": {"type": ["string", "null"]},
+    "as_of_index": {"type": "integer", "description": "everything up to this index of the log is in the answer"},
+    "level": {"enum": list(get_args(Level))},
+    "age_ms": {
+        "type": ["integer", "null"],
+        "description": "for how long something may have been answered elsewhere that is not in this answer",
+    },
+    "leader": {"type": ["string", "null"], "description": "whom this node follows"},
 }
+
+QUERY: dict[str, dict[str, Any]] = {
+    "level": {
+        "schema": {"enum": list(get_args(Level)), "default": "stale"},
+        "description": "stale: as this node knows; leader: with all that the leader knew when it was asked; "
+        "linearizable: with all that was answered anywhere before the question",
+    },
+    "max_age_ms": {
+        "schema": {"type": "integer", "minimum": 0, "maximum": AGE_MS_MAX},
+        "description": "of a stale answer: an older one is refused with too_stale",
+    },
+    "limit": {"schema": {"type": "integer", "minimum": 1, "maximum": PAGE_ROWS_MAX, "default": PAGE_ROWS_DEFAULT}},
+    "until": {"schema": {"enum": list(get_args(Until)), "default": "change"}},
+    "rev": {"schema": {"type": "integer", "minimum": 0}},
+}
+"""Query parameters that are not just text."""
 
 
 @cache

@@ -31,6 +31,7 @@ CODES: Final[dict[str, str]] = {
     "stopping": "This node is stopping",
     "timeout": "Not done in time",
     "too_large": "Too large",
+    "too_stale": "This node's state is older than the request allows",
     "too_many_sessions": "Too many sessions are open",
     "unavailable": "This node cannot answer at the moment",
     "unknown_branch": "No such branch",
@@ -51,6 +52,14 @@ class ServiceError(Exception):
         self.detail = detail
         self.fix = fix
         self.values = values
+
+
+def too_stale(age_ms: int | None, max_age_ms: int) -> ServiceError:
+    known = "it is not known how old its state is" if age_ms is None else f"its state may be {age_ms:,} ms old"
+    return ServiceError(
+        "too_stale", f"This node has not heard of the leader lately: {known}, allowed are {max_age_ms:,} ms.",
+        "Ask another node, allow more with max_age_ms, or ask with level=linearizable.", age_ms=age_ms,
+    )  # fmt: skip
 
 
 def no_insight(session: Session) -> ServiceError:

@@ -1,17 +1,31 @@
 """What the use-cases answer with."""
 
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from consensus.state.commands import SubmitSession
 from consensus.state.rows import Attempt, Branch, Insight, Knowledge, Session
 from node.service.ports import LiveView, RitualPort
 from storage.ids import NodeId
 
-Level: TypeAlias = Literal["stale", "linearizable"]
+Level: TypeAlias = Literal["stale", "leader", "linearizable"]
 Until: TypeAlias = Literal["change", "terminal"]
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How fresh a reading must be. `stale`: as this node's replica is, if it is not older than `max_age_ms`. `leader`:
+    with all that the leader had applied when it was asked. `linearizable`: with all that was answered anywhere before
+    the question."""
+
+    level: Level = "stale"
+    max_age_ms: int | None = None
+
+
+STALE: Final = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +35,13 @@ class Reading(Generic[T]):
     value: T
     as_of_index: int
     level: Level
+    age_ms: int | None
+    """For how long something may have been answered elsewhere that is not in it; None: not known."""
     leader: NodeId | None
+
+    def of(self, value: U) -> "Reading[U]":
+        """Made of this reading's value, and as fresh."""
+        return Reading(value, self.as_of_index, self.level, self.age_ms, self.leader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,8 @@ class Submitted:
     """As it stands on this node; None while the local replica has not applied it yet."""
     index: int
     """Log index of the submission: durable on a majority."""
+    as_of_index: int
+    leader: NodeId | None
     command: SubmitSession
     created: bool
     """False: the same submission had been accepted before."""

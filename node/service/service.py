@@ -2,8 +2,8 @@
 
 Rules:
 - what `submit` and `cancel` answer is committed by a majority and applied; an exception means "not known", never "no".
-- a read is one LMDB snapshot, bounded by a page, and says as of which index it is. `stale` is this node's own state,
-  `linearizable` waits for a barrier first, on any node.
+- a read is one LMDB snapshot, bounded by a page, and says as of which index it is, and how old it may be. It is as
+  fresh as was wanted (`Wanted`), on any node, or refused.
 - what was submitted or cancelled through this node is seen by later reads on this node (`Group.propose` sees to it).
 - nothing here polls: waiting wakes on events.
 """
@@ -13,7 +13,8 @@ import difflib
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from math import ceil
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -24,7 +25,7 @@ from consensus.state.commands import AnyCommand, Applied, CancelSession, Offer, 
 from consensus.state.events import Numbered
 from consensus.state.limits import REASON_CHARACTERS_MAX
 from consensus.state.rows import Branch, BranchStatus, Insight, Member, Session, SessionStatus
-from node.service.errors import ServiceError, no_insight, of_consensus, of_refusal
+from node.service.errors import ServiceError, no_insight, of_consensus, of_refusal, too_stale
 from node.service.paging import branches_page, check_cursor, full_page, number_cursor, scan, submit_index
 from node.service.ports import (
     BackupPort,
@@ -42,7 +43,17 @@ from node.service.ports import (
     StorePort,
 )
 from node.service.progress import ProgressClock
-from node.service.readings import BranchDetail, InsightDetail, Level, Page, Reading, RitualView, Submitted, Until
+from node.service.readings import (
+    STALE,
+    BranchDetail,
+    InsightDetail,
+    Page,
+    Reading,
+    RitualView,
+    Submitted,
+    Until,
+    Wanted,
+)
 from node.service.submission import decode_body, parse_submission
 from node.service.watching import WHOLE_INDEX, Cursor, EventHub, EventPage, cursor_of
 from storage.errors import StorageError
@@ -56,7 +67,8 @@ INLINE_BODY_BYTES_MAX: Final = 32 << 10
 WAIT_S_MAX: Final = 60.0
 """Of a long-poll: proxies and clients cut idle requests at about this."""
 PROPOSE_S: Final = 10.0
-BARRIER_S: Final = 5.0
+FRESH_S: Final = 5.0
+"""For hearing how far to read, and reading so far."""
 
 TERMINAL: Final = ("completed", "failed", "cancelled")
 
@@ -173,10 +185,11 @@ class NodeService:
         command = submission.command
         command = msgspec.structs.replace(command, offer=self._offer(command.branches[0].ritual))
         answer = await self._propose(command)
+        status = self.status
         session = self.read(lambda txn: queries.get_session(txn, command.session_id))
         is_new = session.submit_index == answer.index if session is not None else answer.changed > 0
         index = session.submit_index if session is not None else answer.index
-        return Submitted(session, index, command, is_new)
+        return Submitted(session, index, max(index, status.applied_index), status.leader, command, is_new)
 
     async def cancel(self, session_id: SessionId, reason: str) -> Reading[Session]:
         """Cancels what is not terminal; a finished session is answered as it stands."""
@@ -186,36 +199,32 @@ class NodeService:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    async def get_session(self, session_id: SessionId, level: Level = "stale") -> Reading[Session]:
-        await self._fresh(level)
-        return self._session_now(session_id, level)
+    async def get_session(self, session_id: SessionId, wanted: Wanted = STALE) -> Reading[Session]:
+        return await self._reading(lambda txn: self._session(txn, session_id), wanted)
 
     async def wait_session(
         self, session_id: SessionId, wait_s: float, until: Until = "change", rev: int | None = None,
-        level: Level = "stale",
+        wanted: Wanted = STALE,
     ) -> Reading[Session]:  # fmt: skip
         """Answers when the session is terminal, or (`until="change"`) has changed after `rev` (without it: after now),
         or `wait_s` is over: then as it stands."""
         with self.hub.waiting(session_id, only_terminal=until == "terminal") as waiter:
-            await self._fresh(level)
-            reading = self._session_now(session_id, level)
+            reading = await self.get_session(session_id, wanted)
             since = reading.value.rev if rev is None else rev
-            try:
+            if _is_reached(reading.value, until, since):
+                return reading
+            with suppress(TimeoutError):
                 async with asyncio.timeout(min(wait_s, WAIT_S_MAX)):
-                    while not _is_reached(reading.value, until, since):
+                    while not _is_reached((await self.get_session(session_id)).value, until, since):
                         await waiter.woken.wait()
                         waiter.woken.clear()
-                        reading = self._session_now(session_id, level)
-            except TimeoutError:
-                reading = self._session_now(session_id, level)
-            return reading
+            return await self.get_session(session_id, wanted)
 
     async def list_sessions(
-        self, *, after: str | None, limit: int, status: SessionStatus | None, level: Level
+        self, *, after: str | None, limit: int, status: SessionStatus | None, wanted: Wanted = STALE
     ) -> Reading[Page[Session]]:
         """Newest first."""
         cursor = number_cursor(after, "after")
-        await self._fresh(level)
 
         def read(txn: Transaction) -> Page[Session]:
             def fetch(start: int | None, count: int) -> list[Session]:
@@ -225,27 +234,24 @@ class NodeService:
                 return full_page(fetch(cursor, limit), limit, submit_index)
             return scan(fetch, cursor, limit, submit_index, lambda row: row.status == status)
 
-        return self._reading(await self._read_page(read, limit, status is not None), level)
+        return await self._reading(read, wanted, limit, is_scan=status is not None)
 
     async def list_branches(
-        self, session_id: SessionId, *, after: str | None, limit: int, status: BranchStatus | None, level: Level
-    ) -> Reading[Page[tuple[Branch, LiveView | None]]]:
+        self, session_id: SessionId, *, after: str | None, limit: int, status: BranchStatus | None,
+        wanted: Wanted = STALE,
+    ) -> Reading[Page[tuple[Branch, LiveView | None]]]:  # fmt: skip
         """By index; the consolidation is not among them."""
         cursor = number_cursor(after, "after")
-        await self._fresh(level)
 
         def read(txn: Transaction) -> Page[Branch]:
-            if queries.get_session(txn, session_id) is None:
-                raise self._unknown_session(session_id)
+            self._session(txn, session_id)
             return branches_page(txn, session_id, cursor, limit, status)
 
-        page = await self._read_page(read, limit, status is not None)
-        with_live = [(row, self._live_of(row)) for row in page.rows]
-        return self._reading(Page(with_live, page.next), level)
+        reading = await self._reading(read, wanted, limit, is_scan=status is not None)
+        page = reading.value
+        return reading.of(Page([(row, self._live_of(row)) for row in page.rows], page.next))
 
-    async def get_branch(self, branch_id: BranchId, level: Level = "stale") -> Reading[BranchDetail]:
-        await self._fresh(level)
-
+    async def get_branch(self, branch_id: BranchId, wanted: Wanted = STALE) -> Reading[BranchDetail]:
         def read(txn: Transaction) -> BranchDetail:
             branch = queries.find_branch(txn, branch_id)
             if branch is None:
@@ -254,16 +260,13 @@ class NodeService:
                 )
             return self._branch_detail(txn, branch)
 
-        return self._reading(self.read(read), level)
+        return await self._reading(read, wanted)
 
-    async def get_branch_at(self, session_id: SessionId, index: int, level: Level = "stale") -> Reading[BranchDetail]:
+    async def get_branch_at(self, session_id: SessionId, index: int, wanted: Wanted = STALE) -> Reading[BranchDetail]:
         """By session and index; the index after the last branch is the consolidation."""
-        await self._fresh(level)
 
         def read(txn: Transaction) -> BranchDetail:
-            session = queries.get_session(txn, session_id)
-            if session is None:
-                raise self._unknown_session(session_id)
+            session = self._session(txn, session_id)
             branch = queries.get_branch(txn, session_id, index) if 0 <= index <= session.total_branches else None
             if branch is None:
                 raise ServiceError(
@@ -272,48 +275,45 @@ class NodeService:
                 )  # fmt: skip
             return self._branch_detail(txn, branch)
 
-        return self._reading(self.read(read), level)
+        return await self._reading(read, wanted)
 
     async def get_insight(
-        self, session_id: SessionId, *, after: str | None, limit: int, level: Level
+        self, session_id: SessionId, *, after: str | None, limit: int, wanted: Wanted = STALE
     ) -> Reading[InsightDetail]:
         cursor = number_cursor(after, "after")
-        await self._fresh(level)
 
         def read(txn: Transaction) -> InsightDetail:
-            session = queries.get_session(txn, session_id)
-            if session is None:
-                raise self._unknown_session(session_id)
+            session = self._session(txn, session_id)
             insight = queries.get_insight(txn, session_id)
             if insight is None:
                 raise no_insight(session)
             return InsightDetail(insight, session, branches_page(txn, session_id, cursor, limit, "completed"))
 
-        return self._reading(await self._read_page(read, limit, True), level)
+        return await self._reading(read, wanted, limit, is_scan=True)
 
-    async def list_insights(self, *, after: str | None, limit: int, level: Level) -> Reading[Page[Insight]]:
+    async def list_insights(self, *, after: str | None, limit: int, wanted: Wanted = STALE) -> Reading[Page[Insight]]:
         """Newest first."""
         cursor = number_cursor(after, "after")
-        await self._fresh(level)
-        rows = await self._read_page(lambda txn: queries.list_insights(txn, after=cursor, limit=limit), limit)
-        return self._reading(full_page(rows, limit, lambda row: row.number), level)
 
-    async def members(self, level: Level = "stale") -> Reading[list[Member]]:
-        await self._fresh(level)
-        return self._reading(self.read(lambda txn: queries.members(txn)), level)
+        def read(txn: Transaction) -> Page[Insight]:
+            return full_page(queries.list_insights(txn, after=cursor, limit=limit), limit, lambda row: row.number)
 
-    async def rituals(self, level: Level = "stale") -> Reading[list[RitualView]]:
+        return await self._reading(read, wanted, limit)
+
+    async def members(self, wanted: Wanted = STALE) -> Reading[list[Member]]:
+        return await self._reading(queries.members, wanted)
+
+    async def rituals(self, wanted: Wanted = STALE) -> Reading[list[RitualView]]:
         """What this node or any member offers, by name."""
-        reading = await self.members(level)
+        reading = await self.members(wanted)
         names = sorted(set(self.registry).union(*(member.rituals for member in reading.value)))
-        views = [self._ritual_view(name, reading.value) for name in names]
-        return Reading(views, reading.as_of_index, reading.level, reading.leader)
+        return reading.of([self._ritual_view(name, reading.value) for name in names])
 
-    async def ritual(self, name: str, level: Level = "stale") -> Reading[RitualView]:
-        reading = await self.rituals(level)
+    async def ritual(self, name: str, wanted: Wanted = STALE) -> Reading[RitualView]:
+        reading = await self.rituals(wanted)
         for view in reading.value:
             if view.name == name:
-                return Reading(view, reading.as_of_index, reading.level, reading.leader)
+                return reading.of(view)
         near = difflib.get_close_matches(name, [view.name for view in reading.value], n=1)
         raise ServiceError(
             "unknown_ritual", f"No member of the mesh offers the ritual {name[:80]!r}.",
@@ -390,15 +390,29 @@ class NodeService:
             raise of_refusal(answer)
         return answer
 
-    async def _fresh(self, level: Level) -> None:
-        if level == "linearizable":
-            await self._barrier()
-
-    async def _barrier(self) -> None:
+    async def fresh(self, wanted: Wanted) -> int | None:
+        """When this returns, this node's replica is as fresh as is wanted: its age in ms; None: not known."""
+        group = self._attached()
         try:
-            await self._attached().barrier(BARRIER_S)
+            match wanted.level:
+                case "linearizable":
+                    await group.barrier(FRESH_S)
+                    return 0
+                case "leader":
+                    await group.catch_up(FRESH_S)
+                case "stale":
+                    pass
         except ConsensusError as error:
             raise of_consensus(error) from error
+        age_ms = self.age_ms()
+        if wanted.max_age_ms is not None and (age_ms is None or age_ms > wanted.max_age_ms):
+            raise too_stale(age_ms, wanted.max_age_ms)
+        return age_ms
+
+    def age_ms(self) -> int | None:
+        """Of this node's replica; None: not known. See `Group.age_s`."""
+        age_s = None if self._group is None else self._group.age_s()
+        return None if age_s is None else ceil(age_s * 1000)
 
     def read(self, query: Callable[[Transaction], T]) -> T:
         """On one snapshot of this node's replica. Raises `ServiceError`: `quarantined`, `unavailable`."""
@@ -410,22 +424,27 @@ class NodeService:
         except StorageError as error:
             raise ServiceError("unavailable", f"The store cannot be read: {error}", "Ask another node.") from error
 
-    async def _read_page(self, query: Callable[[Transaction], T], rows: int, is_scan: bool = False) -> T:
+    async def _reading(
+        self, query: Callable[[Transaction], T], wanted: Wanted, rows: int = 1, *, is_scan: bool = False
+    ) -> Reading[T]:
+        """`rows`: how many are read at most; many are read on another thread."""
+        age_ms = await self.fresh(wanted)
+        status = self.status  # before the snapshot, which then holds at least that
         if rows <= INLINE_ROWS_MAX and not is_scan:
-            return self.read(query)
-        return await asyncio.to_thread(self.read, query)
+            value = self.read(query)
+        else:
+            value = await asyncio.to_thread(self.read, query)
+        return Reading(value, status.applied_index, wanted.level, age_ms, status.leader)
 
-    def _reading(self, value: T, level: Level) -> Reading[T]:
-        # what the status said before or after the snapshot: the smaller of both would be exact, and the status is only
-        # ever told after the commit, so that it is never ahead of a snapshot opened in the same turn of the loop
-        status = self.status
-        return Reading(value, status.applied_index, level, status.leader)
-
-    def _session_now(self, session_id: SessionId, level: Level) -> Reading[Session]:
-        session = self.read(lambda txn: queries.get_session(txn, session_id))
+    def _session(self, txn: Transaction, session_id: SessionId) -> Session:
+        session = queries.get_session(txn, session_id)
         if session is None:
-            raise self._unknown_session(session_id)
-        return self._reading(session, level)
+            raise ServiceError(
+                "unknown_session", f"No session has the id {session_id!r} here.",
+                "See GET /v1/sessions; a session submitted through another node a moment ago is found with "
+                "level=linearizable.",
+            )  # fmt: skip
+        return session
 
     def _branch_detail(self, txn: Transaction, branch: Branch) -> BranchDetail:
         knowledge = queries.get_result(txn, branch.session_id, branch.branch_index)
@@ -435,13 +454,6 @@ class NodeService:
     def _live_of(self, branch: Branch) -> LiveView | None:
         live = self._live.get(branch.session_id, branch.branch_index)
         return live if live is not None and live.attempt == branch.attempt else None
-
-    def _unknown_session(self, session_id: SessionId) -> ServiceError:
-        return ServiceError(
-            "unknown_session", f"No session has the id {session_id!r} as of index {self.status.applied_index}.",
-            "See GET /v1/sessions; a session submitted through another node a moment ago is found with "
-            "level=linearizable.",
-        )  # fmt: skip
 
     def _find_ritual(self, name: str) -> RitualPort | None:
         return self.registry.get(name)

@@ -21,6 +21,7 @@ from node import __version__
 from node.service import trust
 from node.service.errors import ServiceError
 from node.service.ports import GroupStatus
+from node.service.readings import Level
 from node.service.service import NodeService
 from node.service.times import iso
 from storage.ids import NodeId
@@ -75,8 +76,9 @@ def readiness(service: NodeService) -> list[Check]:
     return checks
 
 
-def document(service: NodeService) -> dict[str, Any]:
-    """Everything an operator asks first. Works before the mesh is founded and while it has no leader."""
+def document(service: NodeService, level: Level = "stale") -> dict[str, Any]:
+    """Everything an operator asks first. Works before the mesh is founded and while it has no leader. `level`: how
+    fresh this node's replica was made for it."""
     facts, status = service.facts, service.status_or_none
     members = _members(service)
     names = {member.node_id: member.name for member in members}
@@ -96,6 +98,9 @@ def document(service: NodeService) -> dict[str, Any]:
         "ready": all(check.ok for check in checks),
         "leader": None if leader is None else {"node_id": leader, "name": names.get(leader)},
         **_consensus(service, status, names),
+        "as_of_index": None if status is None else status.applied_index,
+        "level": level,
+        "age_ms": 0 if level == "linearizable" else service.age_ms(),
         **trust.document(service),
         "peers": [_told(peer, "certificate_ends_at_ms") for peer in peers],
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],

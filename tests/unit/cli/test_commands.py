@@ -32,6 +32,18 @@ def test_json_is_what_the_node_said(node: FakeNode, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out) == {"members": [member()], "leader": NODE, "as_of_index": 7}
 
 
+@pytest.mark.parametrize(
+    "command", [["status"], ["nodes"], ["session", "list"], ["session", "show", SESSION_ID, "--branches"]]
+)
+def test_reads_pass_on_how_fresh_they_must_be(node: FakeNode, command: list[str]) -> None:
+    main([*command, "--level", "linearizable", "--json"])
+    assert node.requests
+    assert [request.query["level"] for request in node.requests] == ["linearizable"] * len(node.requests)
+    node.requests.clear()
+    main([*command, "--max-age", "2.5", "--json"])
+    assert {request.query["max_age_ms"] for request in node.requests} == {"2500"}
+
+
 def test_status_shows_sections_and_peers(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     node.on(
         "/status",

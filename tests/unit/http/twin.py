@@ -72,6 +72,8 @@ class TwinGroup:
         self.state = TwinStatus()
         self.fails: ConsensusError | None = None
         self.barriers = 0
+        self.catch_ups = 0
+        self.age: float | None = 0.0
         self._watchers: list[Callable[[list[Numbered]], None]] = []
 
     async def propose(self, command: AnyCommand, deadline_s: float = 10.0) -> Answer:
@@ -87,6 +89,15 @@ class TwinGroup:
             raise self.fails
         self.barriers += 1
         return self.state.applied_index
+
+    async def catch_up(self, deadline_s: float = 10.0) -> int:
+        if self.fails is not None:
+            raise self.fails
+        self.catch_ups += 1
+        return self.state.applied_index
+
+    def age_s(self) -> float | None:
+        return self.age
 
     def apply(self, command: AnyCommand) -> Answer:
         index = self.state.applied_index + 1
