@@ -55,8 +55,9 @@ class MeshSettings(Section, frozen=True, kw_only=True):
     secret_file: Annotated[
         str,
         Meta(
-            description="File made by `meshnode secret new`, the same on every machine. Empty: no secret, and then the "
-            "node talks to loopback only."
+            description="File made by `meshnode secret new`, the same on every machine. A changed one is taken over "
+            "while the node runs: see `meshnode secret rotate`. Empty: no secret, and then the node talks to loopback "
+            "only."
         ),
     ] = ""
     bind: Annotated[

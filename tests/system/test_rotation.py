@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from mesh.secrets import MeshSecret, Secrets
 from node.testing import Daemon, LocalMesh, to_toml
 
 pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[LocalMesh]:
+    """Three daemons, not yet started, that hear of nobody else on this machine."""
+    with LocalMesh(tmp_path / "mesh", zeroconf=False, with_seeds=True) as mesh:
+        yield mesh
 
 
 class Client(threading.Thread):

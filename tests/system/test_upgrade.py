@@ -2,6 +2,8 @@
 
 import json
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,13 @@ pytestmark = pytest.mark.timeout(180)
 
 THIS = ("-m", "node")
 NEXT = ("-m", "tests.system.next_version")
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[LocalMesh]:
+    """Three daemons, not yet started, that hear of nobody else on this machine."""
+    with LocalMesh(tmp_path / "mesh", zeroconf=False, with_seeds=True) as mesh:
+        yield mesh
 
 
 def works(mesh: LocalMesh, but: Daemon | None = None) -> None:
