@@ -45,8 +45,9 @@ from node.service.service import NodeService
 from node.service.times import now_ms
 from node.share import Share
 from node.wiring import FoundingRecords, executor_settings, http_server, mesh_settings, open_store, registration
-from storage.errors import StorageError
+from storage.errors import DiskFull, StorageError
 from storage.ids import InstanceId, NodeId
+from storage.space import Space
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -295,6 +296,8 @@ class Node:
         self._share.reporter.add(outcome)
 
     def on_replica_failure(self, error: Exception, is_final: bool) -> None:
+        if isinstance(error, DiskFull) and self.disk.space is Space.FULL:
+            return  # the watch has said so, once; the replica waits for room
         log.error("replica_failed", reason=str(error), goes_on="no" if is_final else "yes")
         if not is_final:
             return

@@ -119,7 +119,7 @@ def test_one_full_disk_costs_no_session(small_mesh: LocalMesh, small_disk: Path)
         return answer.body["session"] if answer.status == 201 else None  # the full node may have led
 
     session = mesh.wait("a session is taken", submitted)
-    mesh.wait("the node says that its disk is full", lambda: "is full" in victim.log_text())
+    mesh.wait("the node says that its disk is full", lambda: '"disk_full"' in victim.log_text())
     # What the victim held when its disk filled up goes on elsewhere; what comes after goes elsewhere at once.
     after = mesh.wait("a session is taken", submitted)
     assert mesh.wait_session(after["id"], on="node-1")["completed"] == 30
