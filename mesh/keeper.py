@@ -100,7 +100,7 @@ class TrustKeeper:
                 await self._take_over(self._file, now)
             self._seen = signature
         if self.trust.dates.is_due(now) and now >= self._retry_at:
-            self._renew(self._secrets, now)
+            await self._renew(self._secrets, now)
         self._warn(now)
 
     def status(self) -> TrustStatus:
@@ -125,14 +125,14 @@ class TrustKeeper:
             self._log.warning("secret_file_refused", detail=str(error), goes_on_with=list(self.trust.accepted))
             return
         self._file_problem = ""
-        if secrets != self._secrets and self._renew(secrets, now):
+        if secrets != self._secrets and await self._renew(secrets, now):
             self._secrets = secrets
             self._is_window_told = False
             self._log.info("secret_changed", presents=self.trust.accepted[0], accepts=list(self.trust.accepted))
 
-    def _renew(self, secrets: Secrets | None, now: float) -> bool:
+    async def _renew(self, secrets: Secrets | None, now: float) -> bool:
         try:
-            self.trust = self._make(self._identity, secrets, self._mesh_name, now)
+            self.trust = await asyncio.to_thread(self._make, self._identity, secrets, self._mesh_name, now)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             self._retry_at = now + TRUST_RETRY_S
             self._read = None

@@ -351,6 +351,8 @@ class LinkManager:
         self.streams.link_up(peer)
         if is_renewal and link.is_dialled:
             self.streams.renew(peer)
+        if link.trust is not self._trust:  # it has changed during the handshake
+            self._remaking.begin(self._trust)
         if is_crossing or is_renewal:
             return
         self._log.info(

@@ -66,11 +66,11 @@ def nodes_text(answer: Mapping[str, Any]) -> str:
             f"{row['slots']}+{row['async_slots']}",
             row["address"],
             row["software"],
-            " +".join(row.get("secrets") or ["-"]),
+            "+".join(row.get("secrets") or ["-"]),
         ]
         for row in members
     ]
-    return render.table(["name", "id", "tier", "status", "slots", "address", "software", "secret"], rows, keep=(1,))
+    return render.table(["name", "id", "tier", "status", "slots", "address", "software", "secret"], rows, keep=(1, 7))
 
 
 def rituals_text(answer: Mapping[str, Any]) -> str:

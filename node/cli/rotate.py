@@ -176,8 +176,8 @@ def _text(path: Path, found: Plan, members: list[Member], file: Secrets, shown: 
         first = f"no rotation is under way: every node accepts {file.fingerprints[0]} only"
     else:
         first = _reason(found, path)
-    rows = [[member.name, " +".join(member.accepts) if member.accepts else "?"] for member in members]
+    rows = [[member.name, "+".join(member.accepts) if member.accepts else "?"] for member in members]
     steps = _next(found, path, members, shown, is_taken=is_taken)
     return "\n".join(
-        [first, render.table(["node", "presents +accepts"], rows, indent="  "), *(f"- {line}" for line in steps)]
+        [first, render.table(["node", "presents+accepts"], rows, indent="  "), *(f"- {line}" for line in steps)]
     )

@@ -10,7 +10,7 @@ from mesh.handshake import Hello, Refuse, encode, read_hello, read_refuse
 from mesh.links.book import decode_peers, encode_peers, split_address
 from mesh.links.frames import FrameParser, Kind, pack, unpack_call, unpack_id, unpack_notice
 from mesh.proposals import FoundingRecord, Propose, decode_message, encode_message
-from mesh.secrets import MeshSecret
+from mesh.secrets import MeshSecret, Secrets
 from storage.ids import InstanceId, MeshId, NodeId
 
 HELLO = encode(Hello(1, 1, "home", NodeId("n"), InstanceId("i"), "name", "core", ("10.0.0.1:1",)))
@@ -97,6 +97,20 @@ def test_gossip(body: bytes) -> None:
 def test_secrets(text: str) -> None:
     with contextlib.suppress(SecretError):
         assert MeshSecret.parse(text).text() == text.strip().lower()
+
+
+_SECRET = st.binary(min_size=32, max_size=32).map(lambda value: MeshSecret(value).text())
+
+
+@given(
+    st.lists(
+        st.lists(st.text(max_size=20) | _SECRET | st.sampled_from(["next", "former", "2026-03-01", "#"]), max_size=4)
+    )
+)
+def test_secret_files(lines: list[list[str]]) -> None:
+    with contextlib.suppress(SecretError):
+        read = Secrets.parse("\n".join(" ".join(words) for words in lines))
+        assert Secrets.parse(read.text()) == read
 
 
 @given(st.text(max_size=40))

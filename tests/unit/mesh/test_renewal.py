@@ -88,12 +88,10 @@ async def test_a_secret_is_rotated_without_a_link_going_down(directory: Path) ->
                     "its peers know what it accepts",
                 )
                 assert await mesh_answers(meshes)
-            await until(
-                lambda step=step: all(  # type: ignore[misc]
-                    peer.admitted_by == step.fingerprints[0] for mesh in meshes for peer in mesh.peers()
-                ),
-                "every link has been made anew under the secret that is presented",
-            )
+        await until(
+            lambda: all(peer.admitted_by == NEW.fingerprint() for mesh in meshes for peer in mesh.peers()),
+            "every link has been made anew under the new secret",
+        )
         assert not downs(here)
 
 
@@ -129,9 +127,13 @@ async def test_a_renewed_certificate_makes_every_link_anew_unseen(directory: Pat
         clock = Clock()
         meshes = await three(here, directory, clock)
         ends = {mesh.trust_status().certificate_ends_at for mesh in meshes}
-        clock.ahead_s = 31 * DAY_S
-        for mesh in meshes:
-            mesh.look_at_secrets()
+        # The acceptor of a link may renew after the dialler has made it anew: then its turn comes with the next one.
+        for days in (31, 62):
+            clock.ahead_s = days * DAY_S
+            for mesh in meshes:
+                mesh.look_at_secrets()
+            soonest = max(ends) + (days - 1) * DAY_S
+            await until(lambda at=soonest: all(mesh.trust_status().certificate_ends_at > at for mesh in meshes))  # type: ignore[misc]
         await until(
             lambda: all(
                 peer.certificate_ends_at_ms is not None and peer.certificate_ends_at_ms / 1000 > max(ends) + 30 * DAY_S
