@@ -1,9 +1,15 @@
-"""What is refused before it is proposed, and why."""
+"""What is refused before it is proposed or read, and why."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
 
 from consensus.errors import Unavailable
+from consensus.snapshot import Quarantine
 from consensus.state import queries
 from consensus.state.versions import COMMAND_VERSION, behind
-from storage.transactions import Store
+from storage.transactions import Store, Transaction
 
 
 def check_version(store: Store, command: bytes) -> None:
@@ -36,9 +42,19 @@ def refusal_of(code: str) -> Unavailable | None:
             return None
 
 
+@contextmanager
+def read_soundly(store: Store, post: Callable[[Quarantine], None]) -> Iterator[Transaction]:
+    """A row that cannot be decoded is not what was written: that is no news to wait for until digests are compared."""
+    try:
+        with store.read() as txn:
+            yield txn
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        post(Quarantine(f"a row cannot be read: {error}"))
+        raise quarantined() from error
+
+
 def quarantined() -> Unavailable:
     return Unavailable(
         "quarantined",
-        "a majority of the voters has other tables than this node; ask another node, and replace this node's data "
-        "directory",
+        "the data of this node is damaged and is replaced from another node, which takes a while; ask another node",
     )

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from consensus.journal import RAFT_TABLE, read_hard_state, read_term, write_base
-from consensus.replica import VOTERS_KEY
+from consensus.journal import RAFT_TABLE, VOTERS_KEY, read_hard_state, read_term, write_base
 from consensus.state import tables
 from consensus.state.apply import digest
 from consensus.state.versions import COMMAND_VERSION

@@ -4,8 +4,8 @@ hear, and hands what came out to the event loop, in order.
 The thread is the store's only writer, so a disk wait never blocks the loop. Peers that have a stream are heard and
 answered by the thread itself; the loop is woken only for what somebody waits for. Crash only: when a step raises, the
 replica is thrown away and a new one is made from the store; proposals it held are answered `discarded`, links that are
-up are told to the new one. A full disk is waited for; a failed disk, a store that is damaged, or a failure that comes
-back again and again ends it for good, and `on_failure` says why.
+up are told to the new one. The same happens when it has installed a snapshot. A full disk is waited for; a failed disk,
+a store that is damaged, or a failure that comes back again and again ends it for good, and `on_failure` says why.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing import TypeAlias
 import msgspec
 
 from consensus.engine import Role
-from consensus.errors import UpgradeRequired
+from consensus.errors import ApplyFailed, SnapshotInstalled, UpgradeRequired
 from consensus.inbox import Inbox, Posted, Stop
 from consensus.limits import (
     DELIVERIES_MAX,
@@ -42,6 +42,7 @@ from consensus.replica import (
     StateMachine,
     TransferLeadership,
 )
+from consensus.snapshot import Quarantine
 from storage.errors import DiskFull, MapExhausted, StorageError
 from storage.ids import NodeId
 from storage.transactions import Store
@@ -89,6 +90,9 @@ class ReplicaDriver:
         """The lowest index for whose application somebody waits; set on the loop."""
         # Written by the thread only:
         self._status = unknown_status(node_id, self._voters)
+        self._first_inputs: list[Input] = []
+        """Of the next replica."""
+        self._unapplied_index = 0
         self._held: Output | None = None
         self._told_at = 0.0
 
@@ -143,6 +147,15 @@ class ReplicaDriver:
             try:
                 self._drive()
                 return
+            except SnapshotInstalled as installed:
+                failures = 0
+                self._note_installed(installed.index)
+            except ApplyFailed as error:
+                # Once may be chance; the same again is not, and starting for ever would help nobody.
+                if error.index == self._unapplied_index:
+                    self._first_inputs = [Quarantine(str(error))]
+                self._unapplied_index = error.index
+                self._publish((error, False))
             except MapExhausted as error:
                 failures = self._count(failures, started_at)
                 if failures > RESTARTS_MAX:
@@ -174,7 +187,8 @@ class ReplicaDriver:
         now = time.monotonic()
         replica = Replica(self._node_id, self._voters, self._store, self._machine, self._settings, self._rng, now)
         inbox, monotonic = self._inbox, time.monotonic
-        inputs: list[Input] | None = [LinkUp(peer) for peer in sorted(inbox.links)]
+        inputs: list[Input] | None = [*self._first_inputs, *(LinkUp(peer) for peer in sorted(inbox.links))]
+        self._first_inputs = []
         deadline = now
         try:
             while inputs is not None:
@@ -256,6 +270,14 @@ class ReplicaDriver:
         )
         self._publish(Output([], resolved, [], self._status, time.monotonic()))
 
+    def _note_installed(self, index: int) -> None:
+        installed = msgspec.structs.replace(
+            self._status, applied_index=index, is_quarantined=False, quarantine_reason="", needs_snapshot=False
+        )
+        self._status = installed
+        told = msgspec.structs.replace(installed, installed_index=index)
+        self._publish(Output([], [], [], told, time.monotonic()))
+
     def _give_up(self, error: Exception) -> None:
         self._publish((error, True))
 
@@ -306,4 +328,7 @@ def is_other(old: ReplicaStatus, new: ReplicaStatus) -> bool:
         or old.leader != new.leader
         or old.connected != new.connected
         or old.is_quarantined != new.is_quarantined
+        or old.needs_snapshot != new.needs_snapshot
+        or old.withdrawn != new.withdrawn
+        or new.installed_index != 0
     )

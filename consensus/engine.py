@@ -60,6 +60,10 @@ class EngineOwner(Protocol):
 
     def on_role(self, old: Role, new: Role) -> None: ...
 
+    @property
+    def is_quarantined(self) -> bool:
+        """Nothing is applied then."""
+
 
 class _Surroundings(threading.local):
     """Of the engine that is being stepped on this thread."""
@@ -85,7 +89,7 @@ class _NoPoller:
 
 
 class _NoSnapshots:
-    """In place of the engine's serializer: nothing is dumped, and the log is never compacted behind a peer's back."""
+    """In place of the engine's serializer: nothing is dumped, and snapshots go their own way (`consensus.snapshot`)."""
 
     def checkSerializing(self) -> tuple[int, None]:
         return 0, None
@@ -163,6 +167,8 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         self._in_flight_bytes = dict.fromkeys(self.peers, 0)
         self.is_probing = dict.fromkeys(self.peers, True)
         self.commit_told = dict.fromkeys(self.peers, 0)
+        self.withdrawn: set[NodeId] = set()
+        """Peers whose tables are not to be trusted, as they said themselves."""
         self._outbox = _Outbox()
         super().__init__(
             self.nodes[node_id],
@@ -298,7 +304,8 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _send_new(self) -> None:
         if self.is_leader and any(
-            self.next_index(peer) <= self.journal.last_index and self._may_send(peer) for peer in self.peers
+            self.journal.first_index < self.next_index(peer) <= self.journal.last_index and self._may_send(peer)
+            for peer in self.peers
         ):
             self._SyncObj__sendAppendEntries()
 
@@ -359,13 +366,16 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         """To every connected peer: the entries it lacks, as far as its window allows; at least one message, which also
         is the heartbeat. Nothing is lost by stopping early: `next` only moves past what was sent."""
         self._SyncObj__newAppendEntriesTime = _surroundings.now + self.settings.heartbeat_s
-        term, commit, journal = self.term, self.commit_index, self.journal
+        commit, journal = self.commit_index, self.journal
         batches: dict[int, tuple[AppendEntries, int]] = {}
         for peer in self.peers:
             if not self.is_connected(peer):
                 continue
             node = self.nodes[peer]
-            start = max(self._SyncObj__raftNextIndex[node], journal.first_index + 1)
+            start = self._SyncObj__raftNextIndex[node]
+            if start <= journal.first_index:  # it needs a snapshot, and finds out by this
+                self.owner.on_send(peer, self._message(journal.first_index + 1, []))
+                continue
             has_sent = False
             while not has_sent or (start <= journal.last_index and self._may_send(peer)):
                 if start <= journal.last_index and self._may_send(peer):
@@ -375,7 +385,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
                     self._in_flight[peer].append((message.entries[-1][1], size))
                     self._in_flight_bytes[peer] += size
                 else:
-                    message = AppendEntries(term, commit, start - 1, journal.term_at(start - 1), [])
+                    message = self._message(start, [])
                 self.owner.on_send(peer, message)
                 start += len(message.entries)
                 self.commit_told[peer] = max(self.commit_told[peer], min(commit, start - 1))
@@ -391,8 +401,13 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             count_max=self.settings.batch_entries,
         )
         size = sum([len(entry[0]) for entry in entries]) + 32 * len(entries)
-        message = AppendEntries(self.term, self.commit_index, start - 1, self.journal.term_at(start - 1), entries)
-        return message, size
+        return self._message(start, entries), size
+
+    def _message(self, start: int, entries: list[Entry]) -> AppendEntries:
+        journal = self.journal
+        return AppendEntries(
+            self.term, self.commit_index, start - 1, journal.term_at(start - 1), entries, journal.first_index
+        )
 
     def _checkCommandsToApply(self) -> None:
         """The engine would forward them when it is not the leader; ours are then answered, not forwarded."""
@@ -406,7 +421,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     def _SyncObj__applyLogEntries(self) -> bool:
         """What is committed, as much as one slice of the log holds, in one call. False: nothing to send for it."""
         first, journal = self.applied_index + 1, self.journal
-        if first <= self.commit_index:
+        if first <= self.commit_index and not self.owner.is_quarantined:
             entries = journal.entries(
                 first,
                 self.commit_index + 1,

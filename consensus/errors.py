@@ -35,6 +35,26 @@ class UpgradeRequired(ConsensusError):
         self.known = known
 
 
+class ApplyFailed(ConsensusError):
+    """The state machine raised at a command. It is total, so the tables are damaged, or it is a bug."""
+
+    code = "apply_failed"
+
+    def __init__(self, index: int, error: Exception) -> None:
+        super().__init__(f"the command at index {index} cannot be applied: {type(error).__name__}: {error}")
+        self.index = index
+
+
+class SnapshotInstalled(ConsensusError):
+    """No failure: the replica's store has other contents now, so construct a new one from it."""
+
+    code = "snapshot_installed"
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"the tables are those of index {index} now; construct a new replica from the store")
+        self.index = index
+
+
 class ReplicaDead(ConsensusError):
     """`step` was called after it had raised. Construct a new replica from the store."""
 

@@ -13,11 +13,10 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import msgspec
 
-from consensus.admission import check_version, quarantined, refusal_of
+from consensus.admission import check_version, quarantined, read_soundly, refusal_of
 from consensus.courier import (
     Courier,
     Outcome,
@@ -45,14 +44,13 @@ from consensus.replica import (
     StateMachine,
     TransferLeadership,
 )
+from consensus.snapshot import AboutSnapshots
 from consensus.state.commands import Answer, AnyCommand
 from consensus.state.encoding import CommandError, encode_command
 from consensus.state.events import Numbered
-from consensus.waiting import Batch, Deadlines, IndexWaiters, SharedQuestion
+from consensus.waiting import Batch, Deadlines, IndexWaiters, SharedQuestion, tell
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction
-
-News = TypeVar("News")
 
 _RETRY_FIRST_S = 0.02
 _RETRY_LAST_S = 0.2
@@ -191,7 +189,7 @@ class Group:
         """A snapshot of what this node has applied; it may lag behind the leader. Keep it short, never await in it."""
         if self.status().is_quarantined:
             raise quarantined()
-        with self._store.read() as txn:
+        with read_soundly(self._store, self.post) as txn:
             yield txn
 
     def status(self) -> ReplicaStatus:
@@ -211,6 +209,10 @@ class Group:
         """When role, term, leader, links or quarantine change. Returns the end of the subscription."""
         self._status_watchers.append(callback)
         return lambda: self._status_watchers.remove(callback)
+
+    def post(self, given: AboutSnapshots) -> None:
+        """About snapshots; the replica acts on it soon."""
+        self._driver.post(given)
 
     # -- what the mesh brings --
 
@@ -450,11 +452,11 @@ class Group:
         self._driver.wanted_index = self._applied.lowest
         self._courier.turn_to(output.status.leader)
         if output.events:
-            _tell(self._event_watchers, output.events)
+            tell(self._event_watchers, output.events)
         if is_other(old, output.status):
             if self._changed is not None and not self._changed.done():
                 self._changed.set_result(None)
-            _tell(self._status_watchers, output.status)
+            tell(self._status_watchers, output.status)
 
     def _on_failure(self, error: Exception, is_final: bool) -> None:
         if is_final:
@@ -485,13 +487,3 @@ def _outcome(resolved: Resolved) -> Outcome:
 
 def _stopping() -> Unavailable:
     return Unavailable("stopped", "this node is stopping; ask another node")
-
-
-def _tell(watchers: list[Callable[[News], None]], news: News) -> None:
-    """A watcher's fault is reported to the loop; it is not the fault of the others, nor of what is still to be told."""
-    for watch in tuple(watchers):
-        try:
-            watch(news)
-        except Exception as error:
-            story = {"message": "a watcher of the replicated state failed", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(story)

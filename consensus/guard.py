@@ -48,6 +48,8 @@ class Guard:
         """Messages that were not handed on, by reason."""
         self._rejection: tuple[NodeId, int, int, float] | None = None
         self._votes: tuple[int, set[NodeId]] = (0, set())
+        self.needs_snapshot = False
+        """The leader's log no longer holds what this replica lacks."""
 
     def receive(self, peer: NodeId, message: AnyMessage, now: float) -> None:
         """`peer` is authenticated by the link; `message` has fields of the right types and ranges."""
@@ -108,10 +110,12 @@ class Guard:
         if not self.engine.is_leader:
             self.dropped["not_leader"] += 1
             return
-        # The leader of a term never shortens its log, so nobody holds more; the first entry is the same everywhere.
-        if not self.engine.journal.first_index < message.next_index <= self.engine.journal.last_index + 1:
+        # The leader of a term never cuts its log, so nobody holds more; the first entry ever is the same everywhere.
+        if not 1 < message.next_index <= self.engine.journal.last_index + 1:
             self.dropped["impossible_index"] += 1
             return
+        if message.is_withdrawn != (peer in self.engine.withdrawn):
+            self.engine.withdrawn ^= {peer}
         self.engine.acknowledge(peer, message)
 
     # -- row 5 --
@@ -175,18 +179,22 @@ class Guard:
         # The leader is alive; this touches nothing else.
         heartbeat = {"type": "append_entries", "term": term, "commit_index": 0}
         if previous < journal.first_index:
-            self.dropped["compacted"] += 1
-            self.engine.hand_over(peer, heartbeat)
-            return
+            # What is compacted is applied, so the leader has the same.
+            entries = entries[journal.first_index - previous :]
+            previous, previous_term = journal.first_index, journal.term_at(journal.first_index)
         if previous > journal.last_index or journal.term_at(previous) != previous_term:
             self.engine.hand_over(peer, heartbeat)
             back_to = self._back_to(previous)
+            if message.log_start < previous <= journal.last_index:
+                back_to = max(back_to, message.log_start + 1)  # there it can still be compared
+            self.needs_snapshot = back_to <= message.log_start
             if self._may_reject(peer, term, previous, back_to, now):
                 self.engine.owner.on_send(peer, NextIndex(term, back_to, True, False))
             else:
                 self.dropped["rejected_already"] += 1
             return
         self._rejection = None
+        self.needs_snapshot = False
         known = self._known(entries)
         if known:
             previous, previous_term, entries = entries[known - 1][1], entries[known - 1][2], entries[known:]

@@ -5,6 +5,10 @@ said to anybody before that has been committed. Only the newest entries stay in 
 and a long log costs no memory; older ones are read from the store. Reads always see what the tick has appended or cut:
 entries not yet flushed are never evicted.
 
+The log is compacted as it is written: applied entries beyond those that are kept for followers go, a bounded number
+with each write, so that no transaction is large and an idle mesh writes nothing. The pages that become free are used
+again.
+
 The camel-case methods are PySyncObj's `Journal`; positions there count from the first entry kept. Index and term of
 the entries are in the log table as u64 key -> u64 term + raw command.
 """
@@ -14,15 +18,20 @@ from typing import Any
 
 import msgspec
 
-from consensus.limits import RaftSettings
+from consensus.errors import VotersChanged
+from consensus.limits import INDEX_MAX, RaftSettings
 from consensus.messages import NO_OP, Entry
+from storage.ids import NodeId
 from storage.transactions import Store, Transaction
 
 LOG_TABLE = "log"
 RAFT_TABLE = "raft"
 TABLES = (LOG_TABLE, RAFT_TABLE)
 
-_HARD_KEY = b"hard"
+HARD_KEY = b"hard"
+VOTERS_KEY = b"voters"
+QUARANTINE_KEY = b"quarantine"
+"""Why this replica is in quarantine; no such row if it is not."""
 _FORMAT = 1
 
 
@@ -35,6 +44,8 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
     commit_index: int
     """Only a hint: it may lag behind what is known to be committed, never lead it."""
     applied_index: int
+    log_bytes: int = 0
+    """Of the log's values; too low where a version that did not count has written."""
 
 
 class Journal:
@@ -45,11 +56,14 @@ class Journal:
         self._settings = settings
         self.open_txn: Transaction | None = None
         """The tick's transaction, while there is one: older entries are then read through it."""
+        self.held_from = INDEX_MAX
+        """Entries from here on are kept longer, for followers that are catching up."""
         with store.read() as txn:
             state = read_hard_state(txn)
             first, last = txn.first(LOG_TABLE), txn.last(LOG_TABLE)
         self._term, self._vote = state.term, state.vote
         self._commit_index, self.applied_index = state.commit_index, state.applied_index
+        self._log_bytes = state.log_bytes
         self._is_hard_changed = False
         self._head: Entry | None = None if first is None else _decode(*first)
         self._tail: list[Entry] = [] if last is None else [_decode(*last)]
@@ -59,7 +73,6 @@ class Journal:
         self._tail_first = self.last_index if self._tail else 1
         self._flushed_last = self.last_index
         self._cut_from: int | None = None
-        self._cut_to: int | None = None
 
     # -- reading --
 
@@ -159,19 +172,6 @@ class Journal:
             self._tail, self._tail_first = previous, index - 1
         self._tail_bytes = sum(len(entry[0]) for entry in self._tail)
 
-    def deleteEntriesTo(self, position: int) -> None:
-        index = self.first_index + position
-        if index <= self.first_index:
-            return
-        assert index <= min(self.applied_index, self._flushed_last), "only applied entries are compacted"
-        (self._head,) = self.entries(index, index + 1, bytes_max=0, count_max=1)
-        self.first_index = index
-        self._cut_to = index
-        if index > self._tail_first:
-            del self._tail[: index - self._tail_first]
-            self._tail_first = index
-            self._tail_bytes = sum(len(entry[0]) for entry in self._tail)
-
     def clear(self) -> None:
         raise AssertionError("the engine clears its log only for dumps, and there are none")
 
@@ -203,32 +203,67 @@ class Journal:
     # -- writing --
 
     @property
+    def is_long(self) -> bool:
+        """Longer than what is kept in any case, and a bit, so that compaction pays."""
+        settings = self._settings
+        return len(self) > settings.log_keep_entries * 9 // 8 or self._log_bytes > settings.log_keep_bytes * 9 // 8
+
+    @property
     def is_dirty(self) -> bool:
         """A commit index that has moved alone is no reason to write: it is only a hint."""
-        return (
-            self._is_hard_changed
-            or self.last_index > self._flushed_last
-            or self._cut_from is not None
-            or self._cut_to is not None
-        )
+        return self._is_hard_changed or self.last_index > self._flushed_last or self._cut_from is not None
 
     def flush(self, txn: Transaction) -> None:
         """Write what has changed into `txn`, and evict from memory what exceeds the caps."""
-        if self._cut_to is not None:
-            txn.delete_range(LOG_TABLE, b"", self._cut_to.to_bytes(8, "big"))
-            self._cut_to = None
         if self._cut_from is not None:
-            txn.delete_range(LOG_TABLE, self._cut_from.to_bytes(8, "big"), None)
+            start = self._cut_from.to_bytes(8, "big")
+            self._log_bytes -= sum(len(value) for _, value in txn.scan(LOG_TABLE, start))
+            txn.delete_range(LOG_TABLE, start, None)
             self._cut_from = None
         new = self._tail[self._flushed_last + 1 - self._tail_first :]
         if new:
             rows = [(index.to_bytes(8, "big"), term.to_bytes(8, "big") + command) for command, index, term in new]
             txn.put_many(LOG_TABLE, rows)
+            self._log_bytes += sum([len(value) for _, value in rows])
         self._flushed_last = self.last_index
-        write_hard_state(txn, HardState(_FORMAT, self._term, self._vote, self._commit_index, self.applied_index))
+        if self.is_long:
+            self._compact(txn)
+        write_hard_state(
+            txn,
+            HardState(_FORMAT, self._term, self._vote, self._commit_index, self.applied_index, max(self._log_bytes, 0)),
+        )
         self._is_hard_changed = False
         if len(self._tail) > self._settings.tail_entries_max or self._tail_bytes > self._settings.tail_bytes_max:
             self._evict()
+
+    def _compact(self, txn: Transaction) -> None:
+        """Forget applied entries beyond those that are kept, a bounded number at a time. The first one kept stands for
+        all before it: its term is what a follower's log is compared with, its command is never sent."""
+        settings = self._settings
+        count, size = len(self), self._log_bytes
+        last = min(self.applied_index, self.last_index, self.first_index + settings.compaction_entries)
+        index = self.first_index
+        start, read_bytes = index.to_bytes(8, "big"), 0
+        for _, value in txn.scan(LOG_TABLE, start, last.to_bytes(8, "big")):
+            is_held = count <= settings.log_hold_entries and size <= settings.log_hold_bytes and index >= self.held_from
+            if is_held or (count <= settings.log_keep_entries and size <= settings.log_keep_bytes):
+                break
+            count, size, index = count - 1, size - len(value), index + 1
+            read_bytes += len(value)
+            if read_bytes >= settings.slice_bytes_max:
+                break
+        if index == self.first_index:
+            return
+        key = index.to_bytes(8, "big")
+        txn.delete_range(LOG_TABLE, start, key)
+        head = txn.get(LOG_TABLE, key)
+        assert head is not None, f"log entry {index} is missing"
+        self._head = _decode(key, head)
+        self.first_index, self._log_bytes = index, size
+        if index > self._tail_first:
+            self._tail_bytes -= sum(len(entry[0]) for entry in self._tail[: index - self._tail_first])
+            del self._tail[: index - self._tail_first]
+            self._tail_first = index
 
     def _evict(self) -> None:
         """Down to three quarters of the caps, so that it happens rarely; the last entry always stays."""
@@ -243,13 +278,32 @@ class Journal:
         self._tail_first += evicted
 
 
+def check_founding(store: Store, voters: tuple[NodeId, ...]) -> None:
+    """Records the voters at the first start. Raises VotersChanged if the store belongs to others."""
+    with store.read() as txn:
+        stored = txn.get(RAFT_TABLE, VOTERS_KEY)
+    if stored is None:
+        with store.write() as txn:
+            txn.put(RAFT_TABLE, VOTERS_KEY, msgspec.msgpack.encode(voters))
+    else:
+        known = msgspec.msgpack.decode(stored, type=tuple[NodeId, ...])
+        if known != voters:
+            raise VotersChanged(known, voters)
+
+
+def read_quarantine(store: Store) -> str:
+    """Why the replica of this store is in quarantine; empty if it is not."""
+    with store.read() as txn:
+        return (txn.get(RAFT_TABLE, QUARANTINE_KEY) or b"").decode(errors="replace")
+
+
 def read_hard_state(txn: Transaction) -> HardState:
-    hard = txn.get(RAFT_TABLE, _HARD_KEY)
+    hard = txn.get(RAFT_TABLE, HARD_KEY)
     return HardState(_FORMAT, 0, None, 1, 0) if hard is None else msgspec.msgpack.decode(hard, type=HardState)
 
 
 def write_hard_state(txn: Transaction, state: HardState) -> None:
-    txn.put(RAFT_TABLE, _HARD_KEY, msgspec.msgpack.encode(state))
+    txn.put(RAFT_TABLE, HARD_KEY, msgspec.msgpack.encode(state))
 
 
 def read_term(txn: Transaction, index: int) -> int | None:
@@ -263,7 +317,7 @@ def write_base(txn: Transaction, index: int, term: int) -> None:
     so the last of those is there as one that does nothing."""
     txn.delete_range(LOG_TABLE, b"", None)
     txn.put(LOG_TABLE, index.to_bytes(8, "big"), term.to_bytes(8, "big") + NO_OP)
-    write_hard_state(txn, HardState(_FORMAT, term, None, index, index))
+    write_hard_state(txn, HardState(_FORMAT, term, None, index, index, 8 + len(NO_OP)))
 
 
 def _decode(key: bytes, value: bytes) -> Entry:

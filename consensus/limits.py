@@ -39,6 +39,12 @@ thousand million messages to use up all terms."""
 
 INDEX_MAX = 1 << 62
 
+SNAPSHOT_BYTES_PER_WRITE = 4 << 20
+"""Of a snapshot, written in one transaction while a new store is filled."""
+
+LOG_HELD_S = 60.0
+"""How long after a sign of life of whoever fetches a snapshot the log behind it is kept."""
+
 PROPOSALS_IN_FLIGHT_MAX = 4096
 """Of one node, its own and forwarded ones together. Beyond it callers are told `overloaded`."""
 
@@ -114,3 +120,15 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     tail_entries_max: int = TAIL_ENTRIES_MAX
     slice_bytes_max: int = SLICE_BYTES_MAX
     slice_entries_max: int = SLICE_ENTRIES_MAX
+    log_keep_entries: int = 50_000
+    """Applied entries kept for followers that were away: some seconds at full load, hours of a quiet mesh. Who needs
+    older ones gets a snapshot, which costs as much as the state is large."""
+    log_keep_bytes: int = 64 << 20
+    """The same, in bytes: what is smaller counts."""
+    log_hold_entries: int = 1_000_000
+    """Kept while a follower that is connected or fetches a snapshot still needs them: minutes at full load."""
+    log_hold_bytes: int = 1 << 30
+    """The same, in bytes: disk that an operator can spare, since a follower that is slower than this would otherwise
+    need one snapshot after the other."""
+    compaction_entries: int = 1024
+    """Deleted with one write: more than one write adds in the long run, few enough not to be felt."""

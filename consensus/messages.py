@@ -43,6 +43,8 @@ class AppendEntries(Message, frozen=True, tag=1):
     prev_index: Index
     prev_term: Term
     entries: Annotated[list[Entry], msgspec.Meta(max_length=BATCH_ENTRIES_MAX)]
+    log_start: Term = 0
+    """The leader can send what comes after this index; who needs more needs a snapshot."""
 
 
 class NextIndex(Message, frozen=True, tag=2):
@@ -51,6 +53,8 @@ class NextIndex(Message, frozen=True, tag=2):
     next_index: Index
     is_reset: bool
     is_success: bool
+    is_withdrawn: bool = False
+    """I store the log and vote, but my tables are not to be trusted: give me no work."""
 
 
 class RequestVote(Message, frozen=True, tag=3):

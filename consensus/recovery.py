@@ -9,9 +9,16 @@ from typing import Final
 
 import msgspec
 
-from consensus.journal import LOG_TABLE, RAFT_TABLE, read_hard_state, read_term, write_hard_state
+from consensus.journal import (
+    LOG_TABLE,
+    QUARANTINE_KEY,
+    RAFT_TABLE,
+    VOTERS_KEY,
+    read_hard_state,
+    read_term,
+    write_hard_state,
+)
 from consensus.messages import COMMAND
-from consensus.replica import QUARANTINE_KEY, VOTERS_KEY
 from consensus.state import queries
 from consensus.state.encoding import CommandError, decode_command
 from storage.ids import NodeId

@@ -22,12 +22,13 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from consensus.comparison import Comparison
 from consensus.election import Election
 from consensus.engine import Engine, Role
-from consensus.errors import ReplicaDead, VotersChanged
+from consensus.errors import ApplyFailed, ReplicaDead, SnapshotInstalled, UpgradeRequired
 from consensus.guard import Guard
-from consensus.journal import RAFT_TABLE, Journal
-from consensus.limits import CHECKPOINT_PERIOD_S, CHECKPOINTS_MAX, COMMAND_BYTES_MAX, RaftSettings
+from consensus.journal import QUARANTINE_KEY, RAFT_TABLE, Journal, check_founding, read_quarantine
+from consensus.limits import COMMAND_BYTES_MAX, RaftSettings
 from consensus.messages import (
     COMMAND,
     EARLY,
@@ -35,18 +36,19 @@ from consensus.messages import (
     Checkpoint,
     Commit,
     Entry,
+    NextIndex,
     decode_frame,
     pack_frames,
 )
 from consensus.reads import Reads
+from consensus.snapshot import AboutSnapshots, HoldLog, InstallSnapshot, LogHold, Quarantine, Tables, install
+from storage.dump import Header
+from storage.errors import StorageError, StoreBusy
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction, WriteTransaction
 
-VOTERS_KEY = b"voters"
-QUARANTINE_KEY = b"quarantine"
 
-
-class StateMachine(Protocol):
+class StateMachine(Tables, Protocol):
     """What the log is applied to. Total and deterministic: it answers every bytes, and never raises anything but
     StorageError; what it raises kills the replica."""
 
@@ -95,7 +97,7 @@ class TransferLeadership(msgspec.Struct, frozen=True):
 SpeakEarly: TypeAlias = Callable[[list[tuple[NodeId, bytes]]], None]
 """Takes frames for peers, in order, before those of the step's output."""
 
-Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Propose | ReadIndex | TransferLeadership
+Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Propose | ReadIndex | TransferLeadership | AboutSnapshots
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -125,13 +127,20 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     match_index: dict[NodeId, int]
     """Of each peer, while leader: what it holds durably."""
     is_quarantined: bool
-    """A majority of the voters has other tables at the same index: this replica must not be asked."""
+    """Its tables are damaged: this replica must not be asked."""
     checkpoint: tuple[int, bytes] | None
     """Index and table digest after the newest checkpoint applied since the start."""
     dropped: dict[str, int]
     """Messages of peers that were not believed, by reason."""
     fresh_at: float = float("-inf")
     """See `consensus.reads.Reads`; in the time that is given to `step`."""
+    quarantine_reason: str = ""
+    needs_snapshot: bool = False
+    """To go on it needs one: its tables are damaged, or the leader's log no longer holds what it lacks."""
+    withdrawn: tuple[NodeId, ...] = ()
+    """Of a leader: peers that are in quarantine."""
+    installed_index: int = 0
+    """In one status only: a snapshot of this index has replaced the tables, and no events tell what led to it."""
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -167,7 +176,10 @@ class Replica:
         self._settings = settings
         self._rng = rng
         self._is_dead = False
-        self._is_quarantined = self._check_founding()
+        check_founding(store, self.voters)
+        self.quarantine_reason = self._durable_quarantine = read_quarantine(store)
+        """Empty: it is in none. In quarantine nothing is applied, so that a snapshot of others is soon ahead; it goes
+        on voting and storing the log, which is not in doubt."""
         Engine.enter(now, rng)
         self.journal = Journal(store, settings)
         self.engine = Engine(node_id, self.voters, self.journal, settings, self)
@@ -181,16 +193,13 @@ class Replica:
         self._proposals: list[tuple[int, bytes]] = []
         self._waiting: dict[int, int] = {}
         """Log index -> token of proposals of this term of leadership."""
+        self._log_hold = LogHold()
         self._transfer_until: float | None = None
         self._has_asked_successor = False
         self._outbox: list[tuple[NodeId, AnyMessage]] = []
         self._resolved: list[Resolved] = []
         self._events: list[Any] = []
-        self._checkpoint: tuple[int, bytes] | None = None
-        self._digests: dict[int, bytes] = {}
-        self._reported: dict[NodeId, Checkpoint] = {}
-        self._disagreeing: set[NodeId] = set()
-        self._told_at = float("-inf")
+        self._comparison = Comparison()
         self._tell_commit_at: float | None = None
         """When followers are told what is committed, unless entries tell them before."""
         self._durable_term = self.engine.term
@@ -233,11 +242,18 @@ class Replica:
             self.voters,
             self._connected,
             {peer: engine.match_index(peer) for peer in engine.peers} if engine.is_leader else {},
-            self._is_quarantined,
-            self._checkpoint,
+            self.is_quarantined,
+            self._comparison.latest,
             self._dropped,
             self.reads.fresh_at,
+            self.quarantine_reason,
+            self.is_quarantined or self.guard.needs_snapshot,
+            tuple(sorted(engine.withdrawn)) if engine.withdrawn and engine.is_leader else (),
         )
+
+    @property
+    def is_quarantined(self) -> bool:
+        return bool(self.quarantine_reason)
 
     def open_proposals(self) -> list[int]:
         """Tokens of those whose end has not been told; of a dead replica too."""
@@ -266,6 +282,13 @@ class Replica:
         self._resolved += [Resolved(token, index, None, None) for token, index in self.reads.step(now)]
         self._tell_commit()
         self._compare_checkpoints()
+        if self.quarantine_reason != self._durable_quarantine:
+            self._write().put(RAFT_TABLE, QUARANTINE_KEY, self.quarantine_reason.encode())
+            self._durable_quarantine = self.quarantine_reason
+        if self.journal.is_long:
+            followers = self._connected if engine.is_leader else ()
+            held = [engine.match_index(peer) for peer in followers]
+            self.journal.held_from = self._log_hold.needed_from(held, now)
         if self.journal.is_dirty:
             self.journal.flush(self._write())
         if self._txn is not None:
@@ -285,7 +308,7 @@ class Replica:
                 for message in messages:
                     self.guard.receive(peer, message, self._now)
                     if isinstance(message, Checkpoint) and peer in self.engine.peers:
-                        self._reported[peer] = message
+                        self._comparison.report(peer, message)
             case Propose(token, command):
                 self._propose(token, command)
             case ReadIndex(token):
@@ -303,6 +326,12 @@ class Replica:
                     self.election.link_down(peer, closed_by_peer=closed_by_peer, now=self._now)
             case TransferLeadership():
                 self._start_transfer()
+            case InstallSnapshot(header, open_filled):
+                self._install(header, open_filled)
+            case HoldLog(index):
+                self._log_hold.renew(index, self._now)
+            case Quarantine(reason):
+                self.quarantine_reason = self.quarantine_reason or reason
 
     def _note_links(self) -> None:
         self._connected = tuple(peer for peer in self.engine.peers if self.engine.is_connected(peer))
@@ -311,7 +340,7 @@ class Replica:
         error = None
         if len(command) > COMMAND_BYTES_MAX:
             error = "too_large"
-        elif self._is_quarantined:
+        elif self.is_quarantined:
             error = "quarantined"
         elif not self.engine.is_leader or self._transfer_until is not None:
             error = "not_leader"
@@ -331,20 +360,17 @@ class Replica:
         early = [said for said in self._outbox if isinstance(said[1], EARLY)]
         self._outbox = [said for said in self._outbox if not isinstance(said[1], EARLY)]
         if early:
-            speak_early(self._pack(early))
+            speak_early(pack_frames(early, self._settings.batch_bytes))
 
     def _speak(self) -> Output:
-        messages, self._outbox = self._pack(self._outbox), []
+        messages, self._outbox = pack_frames(self._outbox, self._settings.batch_bytes), []
         resolved, self._resolved = self._resolved, []
         events, self._events = self._events, []
         return Output(messages, resolved, events, self.status, self._next_deadline())
 
-    def _pack(self, outbox: list[tuple[NodeId, AnyMessage]]) -> list[tuple[NodeId, bytes]]:
-        return pack_frames(outbox, self._settings.batch_bytes)
-
     def _next_deadline(self) -> float:
         engine = self.engine
-        if engine.commit_index > engine.applied_index:
+        if engine.commit_index > engine.applied_index and not self.is_quarantined:
             return self._now
         if engine.is_leader:
             deadline = engine.heartbeat_deadline() if engine.peers else self._now + 3600.0
@@ -366,6 +392,7 @@ class Replica:
             for peer in (engine.peers if engine.is_leader else ())
             if engine.is_connected(peer)
             and (index := min(engine.commit_index, engine.match_index(peer))) > engine.commit_told[peer]
+            and index >= self.journal.first_index
         ]
         if not untold:
             self._tell_commit_at = None
@@ -397,6 +424,8 @@ class Replica:
     # -- what the engine calls --
 
     def on_send(self, peer: NodeId, message: AnyMessage) -> None:
+        if self.quarantine_reason and isinstance(message, NextIndex):
+            message = msgspec.structs.replace(message, is_withdrawn=True)
         self._outbox.append((peer, message))
 
     def on_apply(self, entries: list[Entry]) -> None:
@@ -408,7 +437,12 @@ class Replica:
                 continue
             txn = txn or self._write()
             command = raw[1:]
-            answer, events = machine.apply(txn, index, command)
+            try:
+                answer, events = machine.apply(txn, index, command)
+            except (StorageError, UpgradeRequired):
+                raise
+            except Exception as error:
+                raise ApplyFailed(index, error) from error
             if events:
                 self._events.extend(events)
             digest = machine.checkpoint(txn, index, command)
@@ -437,49 +471,29 @@ class Replica:
     # -- comparing tables with peers --
 
     def _record_checkpoint(self, index: int, digest: bytes) -> None:
-        self._checkpoint = (index, digest)
-        digests = self._digests
-        digests[index] = digest
-        if len(digests) > CHECKPOINTS_MAX:
-            del digests[next(iter(digests))]
-        if self._now - self._told_at >= CHECKPOINT_PERIOD_S:
-            self._told_at = self._now
+        if self._comparison.record(index, digest, self._now):
             for peer in self.engine.peers:
                 if self.engine.is_connected(peer):
                     self.on_send(peer, Checkpoint(self.engine.term, index, digest))
 
     def _compare_checkpoints(self) -> None:
-        """A majority of the voters against this replica puts it into quarantine, for good: its data directory must be
-        replaced. It goes on voting and storing the log, which is not in doubt."""
-        for peer, report in list(self._reported.items()):
-            mine = self._digests.get(report.index)
-            if mine is None:
-                if report.index <= self.engine.applied_index:
-                    del self._reported[peer]
-                continue
-            del self._reported[peer]
-            if mine == report.digest:
-                self._disagreeing.discard(peer)
-            else:
-                self._disagreeing.add(peer)
-        if len(self._disagreeing) >= self.engine.majority and not self._is_quarantined:
-            self._is_quarantined = True
-            self._write().put(RAFT_TABLE, QUARANTINE_KEY, b"\x01")
-        if self._is_quarantined:
+        if self._comparison.count_against(self.engine.applied_index) >= self.engine.majority:
+            self.quarantine_reason = self.quarantine_reason or "a majority of the voters has other tables"
+        if self.is_quarantined:
             self._start_transfer()
 
-    # -- founding --
+    # -- snapshots --
 
-    def _check_founding(self) -> bool:
-        """Records the voters at the first start. Whether this replica is in quarantine."""
-        with self._store.read() as txn:
-            stored = txn.get(RAFT_TABLE, VOTERS_KEY)
-            is_quarantined = txn.get(RAFT_TABLE, QUARANTINE_KEY) is not None
-        if stored is None:
-            with self._store.write() as txn:
-                txn.put(RAFT_TABLE, VOTERS_KEY, msgspec.msgpack.encode(self.voters))
+    def _install(self, header: Header, open_filled: Callable[[], Store]) -> None:
+        """Row 16: never back. A replica in quarantine may take one of the index where it stopped."""
+        applied = self.engine.applied_index
+        assert self._txn is None, "it is installed before anything is written"
+        if self.engine.is_leader or header.index < applied + (not self.is_quarantined):
+            self.guard.dropped["useless_snapshot"] += 1
+            return
+        try:
+            install(self._store, open_filled(), header)
+        except StoreBusy:
+            self.guard.dropped["untimely_snapshot"] += 1
         else:
-            voters = msgspec.msgpack.decode(stored, type=tuple[NodeId, ...])
-            if voters != self.voters:
-                raise VotersChanged(voters, self.voters)
-        return is_quarantined
+            raise SnapshotInstalled(header.index)

@@ -7,11 +7,13 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from consensus.errors import Unavailable
 from consensus.limits import READS_WAITING_MAX
 from consensus.replica import Resolved
+
+News = TypeVar("News")
 
 _SWEEP_S = 0.05
 """How late a deadline may be noticed."""
@@ -159,3 +161,13 @@ class SharedQuestion:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+
+def tell(watchers: list[Callable[[News], None]], news: News) -> None:
+    """A watcher's fault is reported to the loop; it is not the fault of the others, nor of what is still to be told."""
+    for watch in tuple(watchers):
+        try:
+            watch(news)
+        except Exception as error:
+            story = {"message": "a watcher of the replicated state failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(story)

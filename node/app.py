@@ -44,7 +44,9 @@ from node.service.ports import NodeFacts
 from node.service.service import NodeService
 from node.service.times import now_ms
 from node.share import Share
+from node.snapshots import METHOD as SNAPSHOT
 from node.wiring import FoundingRecords, executor_settings, http_server, mesh_settings, open_store, registration
+from node.workshop import Workshop
 from storage.errors import DiskFull, StorageError
 from storage.ids import InstanceId, NodeId
 from storage.space import Space
@@ -163,6 +165,7 @@ class Node:
         config = self._config
         self._failure = asyncio.get_running_loop().create_future()
         self.store = await asyncio.to_thread(open_store, config)
+        self.workshop = Workshop(self.store, config.data_dir)
         self._exits.callback(self.store.close)
         identity = Identity.load_or_create(config.data_dir / "identity")
         secrets = Secrets.load(config.secret_file) if config.secret_file is not None else None
@@ -219,9 +222,11 @@ class Node:
         """Waits until this node belongs to a founded mesh, then does its share in it."""
         founding = await self.mesh.founded()
         share = Share(self, founding.voters)
-        self.service.attach(share.group, self.executor, share.places.offer)
+        self.service.attach(share.group, self.executor, share.places.offer, share.snapshots)
         self.mesh.serve(PROPOSE, share.group.on_request)
         self.mesh.serve(READ_INDEX, share.group.on_read_request)
+        self.mesh.serve(SNAPSHOT, share.snapshots.on_request)
+        await share.snapshots.open()
         share.group.start()
         self._share = share
         for peer, link in self._links.items():
@@ -255,6 +260,7 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if share is not None:
+            share.snapshots.stop()
             await share.group.stop()
         await self._exits.aclose()
 

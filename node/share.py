@@ -16,6 +16,7 @@ from consensus.state import queries
 from consensus.state.commands import Applied, RegisterMember
 from consensus.state.encoding import is_submission
 from consensus.state.events import Numbered
+from consensus.state.rows import Lease
 from mesh.mesh import Mesh
 from node.disk import DiskWatch
 from node.executor.executor import Executor
@@ -26,6 +27,7 @@ from node.scheduler.dispatcher import Dispatcher
 from node.scheduler.policy import LinkView
 from node.service.ports import NodeFacts
 from node.service.times import now_ms
+from node.snapshots import Snapshots, Workshop
 from node.work import Assignments, Places, Reporter
 from storage.environment import Environment
 from storage.ids import NodeId
@@ -55,6 +57,9 @@ class Host(Protocol):
     executor: Executor
     live: LiveBoard
     disk: DiskWatch
+
+    @property
+    def workshop(self) -> Workshop: ...
 
     def own(self, name: str, work: Coroutine[Any, Any, None]) -> None: ...
 
@@ -87,6 +92,7 @@ class Share:
         self.dispatcher = Dispatcher(node.node_id, self.group, node.link_views, now_ms)
         self._live = node.live
         self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor, node.own)
+        self.snapshots = Snapshots(node.node_id, self.group, node.mesh.request, node.workshop)
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
         self._hello_of = node.mesh.hello_of
         self._leader: NodeId | None = None
@@ -98,14 +104,14 @@ class Share:
         yield "dispatcher", self.dispatcher.run()
         yield "pulse", self._pulse.run()
         yield "live", self._live.run()
+        yield "snapshots", self.snapshots.run()
+        yield "check of rows", self.snapshots.check()
         yield "give way", self._give_way()
 
     async def register(self, command: Callable[[], RegisterMember]) -> None:
         """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
         RegistrationRefused if the mesh does not want it."""
-        with self.group.read() as txn:
-            for lease in queries.leases(txn):
-                self._live.note_assigned(lease.session_id, lease.branch_index, lease.attempt, lease.node_id)
+        self._note_leases()
         told = ""
         while True:
             try:
@@ -147,7 +153,26 @@ class Share:
         self._assignments.on_events(events)
         self.dispatcher.wake()
 
+    def _on_installed(self) -> None:
+        """What was assigned to this instance meanwhile starts now. What was taken from it goes on, and its outcome is
+        not recorded: the state knows better."""
+        self._assignments.start_leased(self._note_leases())
+        self.dispatcher.wake()
+
+    def _note_leases(self) -> list[Lease]:
+        try:
+            with self.group.read() as txn:
+                leases = queries.leases(txn)
+        except ConsensusError as error:
+            log.warning("leases_not_read", code=error.code, reason=str(error))
+            return []
+        for lease in leases:
+            self._live.note_assigned(lease.session_id, lease.branch_index, lease.attempt, lease.node_id)
+        return leases
+
     def _on_status(self, status: ReplicaStatus) -> None:
+        if status.installed_index:
+            self._on_installed()
         self.dispatcher.set_leading(status.role is Role.LEADER)
         if status.leader != self._leader:
             self._leader = status.leader

@@ -10,7 +10,7 @@ Rules:
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from consensus.errors import ConsensusError
 from consensus.state import queries
 from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Offer, Outcome, Refused
 from consensus.state.events import BranchAssigned, BranchCancelled, BranchRequeued, Numbered
-from consensus.state.rows import Branch, Failure, RitualKind, Session
+from consensus.state.rows import Branch, Failure, Lease, RitualKind, Session
 from node.executor.work import BranchInput, Work
 from node.scheduler.policy import LEASE_GRACE_MS
 from storage import codec
@@ -130,7 +130,13 @@ class Assignments:
         if assigned:
             self._start(assigned)
 
-    def _start(self, assigned: list[BranchAssigned]) -> None:
+    def start_leased(self, leases: Iterable[Lease]) -> None:
+        """Those of this instance; the executor ignores what it has been given before."""
+        mine = [lease for lease in leases if lease.instance_id == self._instance_id]
+        if mine:
+            self._start(mine)
+
+    def _start(self, assigned: Sequence[BranchAssigned | Lease]) -> None:
         sessions: dict[SessionId, Session | None] = {}
         with self._consensus.read() as txn:
             for event in assigned:

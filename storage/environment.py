@@ -8,32 +8,29 @@ only while this process has no transaction open, so `begin_write` grows in good 
 import asyncio
 import errno
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Condition, Lock, get_ident
 from types import MappingProxyType
-from typing import Any
 
 import lmdb
 
-from storage import codec, datafile, growth
+from storage import datafile, growth
 from storage.causes import FAILED, FULL, errno_of, of_os_error
 from storage.errors import (
-    CodecError,
     CorruptStore,
     DiskFailed,
     DiskFull,
-    ForeignStore,
     MapExhausted,
-    NewerFormat,
     ReadersExhausted,
     StorageError,
+    StoreBusy,
     StoreClosed,
 )
 from storage.limits import (
+    ADOPT_WAIT_S,
     CLOSE_WAIT_S,
     DISK_CHECK_BYTES,
     DISK_CHECK_S,
@@ -51,19 +48,11 @@ from storage.limits import (
 )
 from storage.lmdb_transaction import LmdbTransaction
 from storage.lock import DirectoryLock
-from storage.meta import FORMAT, META_KEY, META_TABLE, MetaRecord
+from storage.meta import FORMAT, META_TABLE
 from storage.migration import Migration, migrate
+from storage.opening import DATA_FILE, ENGINE_CHOICE, LMDB_LOCK_FILE, create, open_lmdb, read_meta, sync
 from storage.remains import open_remains
 from storage.transactions import StoreStatistics
-
-ENGINE = "lmdb-0.9"
-APPLICATION = "meshnode"
-
-_DATA_FILE, _LMDB_LOCK_FILE, _NEW_DIRECTORY = "data.mdb", "lock.mdb", ".new"
-_LMDB_LOCK_BYTES = 128 * (READERS_MAX + 8)  # 64 bytes a reader and a header of 128 to 512, generously
-_TABLES_SPARE = 16  # sub-databases beyond those named: cheap, and an environment may hold tables we do not open
-# py-lmdb 3 bundles two engines; the environment variable LMDB_DEFAULT_LIB_VERSION must not choose for us.
-_ENGINE_CHOICE: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
 
 
 class Environment:
@@ -119,7 +108,7 @@ class Environment:
     ) -> None:
         """Private: use `open`."""
         self.path = path
-        self._data_path = path / _DATA_FILE
+        self._data_path = path / DATA_FILE
         self._lock = lock
         self._disk_reserve_bytes = disk_reserve_bytes
         self._write_lock = Lock()
@@ -137,17 +126,22 @@ class Environment:
         self._failure: str | None = None
 
         if not self._data_path.exists():
-            _create(path, software, map_bytes)
+            create(path, software, map_bytes)
+        self.tables = tuple(tables)
+        self._map_bytes_wanted, self._map_bytes_max = map_bytes, map_bytes_max
+        self._open()
+
+    def _open(self) -> None:
         found = datafile.inspect(self._data_path)
         self._page_bytes = found.page_bytes
-        self._map_bytes = max(growth.whole_pages(map_bytes, found.page_bytes), found.map_bytes)
-        self._map_bytes_max = growth.whole_pages(map_bytes_max, found.page_bytes)
-        self._env = _open_lmdb(path, self._map_bytes, len(tables))
+        self._map_bytes = max(growth.whole_pages(self._map_bytes_wanted, found.page_bytes), found.map_bytes)
+        self._map_bytes_max = growth.whole_pages(self._map_bytes_max, found.page_bytes)
+        self._env = open_lmdb(self.path, self._map_bytes, len(self.tables))
         try:
-            self.meta = _read_meta(self._env, self._data_path)
+            self.meta = read_meta(self._env, self._data_path)
             growth.stretch(self._data_path, self._map_bytes)
             self._env.reader_check()
-            self._handles = {name: self._env.open_db(name.encode()) for name in (*tables, META_TABLE)}
+            self._handles = {name: self._env.open_db(name.encode()) for name in (*self.tables, META_TABLE)}
         except lmdb.Error as error:
             self._env.close()
             raise self._translate(error) from error
@@ -233,7 +227,7 @@ class Environment:
             if self._reader_count:  # they read the old environment; once they have ended the next one gets through
                 raise
             self._env.close()
-            self._env, self._handles = open_remains(self.path, self._map_bytes, self._handles, _ENGINE_CHOICE)
+            self._env, self._handles = open_remains(self.path, self._map_bytes, self._handles, ENGINE_CHOICE)
             return self._env.begin()
 
     def ensure_room(self, room_bytes: int) -> None:
@@ -264,6 +258,41 @@ class Environment:
                 self._env.copy(str(directory), compact=True, txn=txn._raw)
             except lmdb.Error as error:
                 raise self._translate(error) from error
+
+    def adopt(self, other: "Environment") -> None:
+        """Also waits for a moment without snapshots. If `other` cannot be opened in its new place this store is dead:
+        open it again. `other` must be on the same file system."""
+        if self._writer_thread == get_ident():
+            raise RuntimeError("replaced inside a write transaction")
+        other.close()
+
+        def exchange() -> None:
+            self._env.close()
+            try:
+                # A lock file counts transactions of the data beside it: the new data begins with a new one. Without
+                # it the old data is as sound as before, so whatever happens in between is no harm.
+                (self.path / LMDB_LOCK_FILE).unlink(missing_ok=True)
+                os.rename(other.path / DATA_FILE, self._data_path)
+                sync(self.path)
+                self._open()
+            except BaseException as error:
+                self._is_closed = True
+                self._lock.release()
+                if isinstance(error, OSError):
+                    raise of_os_error(error, self.path) from error
+                raise
+
+        with self._write_lock:
+            if self._is_closed:
+                raise self._closed()
+            until = time.monotonic() + ADOPT_WAIT_S
+            while not self._without_snapshots(GROWTH_SLICE_S, exchange):
+                if time.monotonic() >= until:
+                    raise StoreBusy(f"{self.path}: {self._reader_count} snapshots were not ended", self.path)
+                with self._state:  # readers get through
+                    self._state.wait_for(lambda: not self._reader_count, GROWTH_SLICE_S)
+            self._must_grow = False
+            self._disk_check_at = 0.0
 
     def close(self) -> None:
         """Waits for open transactions; refuses new ones. Idempotent. RuntimeError if somebody holds one too long."""
@@ -360,13 +389,21 @@ class Environment:
             if isinstance(found, DiskFailed):
                 self._failure = str(found)
             raise found from error
+
+        def grow() -> None:
+            self._env.set_mapsize(size)
+            self._map_bytes = size
+
+        return self._without_snapshots(wait_s, grow)
+
+    def _without_snapshots(self, wait_s: float, act: Callable[[], None]) -> bool:
+        """Whether it acted: not if a snapshot is open for longer than `wait_s`, during which no new one is given."""
         with self._state:
             self._is_growing = True
             try:
                 if not self._state.wait_for(lambda: not self._reader_count, wait_s):
                     return False
-                self._env.set_mapsize(size)
-                self._map_bytes = size
+                act()
                 return True
             finally:
                 self._is_growing = False
@@ -386,106 +423,3 @@ class Environment:
 
     def _closed(self) -> StoreClosed:
         return StoreClosed(f"{self.path}: the store is closed", self.path)
-
-
-def _create(path: Path, software: str, map_bytes: int) -> None:
-    """Make the environment aside and move it into place when it is complete and synced: a data file that exists is
-    never a half-made one, so an empty or cut file always means damage."""
-    if (path / _LMDB_LOCK_FILE).exists():
-        raise CorruptStore(f"{path}: {_DATA_FILE} is missing, though it was here. {datafile.REMEDY}", path)
-    aside = path / _NEW_DIRECTORY
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(mode=0o700)
-    meta = MetaRecord(
-        application=APPLICATION,
-        format=FORMAT,
-        engine=ENGINE,
-        software=software,
-        created_at_ms=int(time.time() * 1000),
-    )
-    env = _open_lmdb(aside, map_bytes, 0)
-    try:
-        handle = env.open_db(META_TABLE.encode())
-        with env.begin(write=True) as txn:
-            txn.put(META_KEY, codec.encode(meta), db=handle)
-    except lmdb.Error as error:
-        raise (
-            DiskFull(f"{path}: no space to make the store", path)
-            if errno_of(error) in FULL
-            else StorageError(f"{path}: {error}", path)
-        ) from error
-    finally:
-        env.close()
-    data = aside / _DATA_FILE
-    os.truncate(data, max(data.stat().st_size, map_bytes))
-    _sync(data)
-    os.rename(data, path / _DATA_FILE)
-    _sync(path)
-    shutil.rmtree(aside)
-
-
-def _open_lmdb(path: Path, map_bytes: int, table_count: int) -> lmdb.Environment:
-    _allocate_lock_file(path)
-    try:
-        return lmdb.open(
-            str(path),
-            map_size=map_bytes,
-            max_dbs=table_count + 1 + _TABLES_SPARE,
-            max_readers=READERS_MAX,
-            mode=0o600,
-            sync=True,
-            metasync=True,
-            writemap=False,  # a stray pointer in the process must not reach the data
-            **_ENGINE_CHOICE,
-        )
-    except lmdb.Error as error:
-        if isinstance(error, (lmdb.InvalidError, lmdb.CorruptedError)):
-            raise CorruptStore(f"{path}: damaged ({error}). {datafile.REMEDY}", path) from error
-        if isinstance(error, lmdb.VersionMismatchError):
-            raise NewerFormat(f"{path}: written by another version of LMDB ({error})", path) from error
-        if errno_of(error) in FULL:
-            raise DiskFull(f"{path}: no space left on the disk. Make room", path) from error
-        raise StorageError(f"{path}: cannot be opened: {error}", path) from error
-
-
-def _allocate_lock_file(path: Path) -> None:
-    """LMDB writes its reader table through a memory map of a sparse file: on a full disk that is SIGBUS, not an error.
-    With its space allocated beforehand it cannot happen. LMDB takes the table's length from the file's."""
-    descriptor = os.open(path / _LMDB_LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(descriptor, 0, _LMDB_LOCK_BYTES)
-    finally:
-        os.close(descriptor)
-
-
-def _read_meta(env: lmdb.Environment, path: Path) -> MetaRecord:
-    foreign = ForeignStore(f"{path}: not a store of {APPLICATION}. Choose another data directory", path)
-    try:
-        handle = env.open_db(META_TABLE.encode(), create=False)
-    except (lmdb.NotFoundError, lmdb.ReadonlyError, lmdb.IncompatibleError):
-        raise foreign from None
-    with env.begin() as txn:
-        data = txn.get(META_KEY, db=handle)
-    if data is None:
-        raise foreign
-    try:
-        meta = codec.decode(data, dict[str, Any])
-        if meta.get("application") != APPLICATION:
-            raise foreign
-        if isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
-            raise NewerFormat(
-                f"{path}: store format {meta['format']}, written by meshnode {meta.get('software') or 'unknown'}; this "
-                f"version reads up to {FORMAT}. Start the newer version",
-                path,
-            )
-        return codec.decode(data, MetaRecord)
-    except CodecError as error:
-        raise CorruptStore(f"{path}: the record about the store itself is damaged. {datafile.REMEDY}", path) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

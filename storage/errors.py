@@ -74,6 +74,12 @@ class StoreLocked(StorageError):
         self.pid = pid
 
 
+class StoreBusy(StorageError):
+    """Snapshots were not ended in time. Nothing has happened; try again later."""
+
+    code = "store_busy"
+
+
 class StoreClosed(StorageError):
     """Used after `close()`: the daemon is stopping."""
 

@@ -50,6 +50,9 @@ open."""
 GROWTH_WAIT_S = 30.0
 """How long an exhausted map waits for a moment without snapshots. A snapshot held longer is a bug of its holder."""
 
+ADOPT_WAIT_S = 5.0
+"""How long becoming another store waits for a moment without snapshots. Its writer does nothing else meanwhile."""
+
 CLOSE_WAIT_S = 10.0
 """How long closing waits for open snapshots to end."""
 

@@ -71,6 +71,19 @@ class MemoryStore:
                 if not self._holders[thread]:
                     del self._holders[thread]
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return tuple(self._tables)
+
+    def adopt(self, other: "MemoryStore") -> None:
+        if self._writer_thread == get_ident():
+            raise RuntimeError("replaced inside a write transaction")
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        with self._write_lock, self._lock:
+            self._tables = other._tables
+
     def statistics(self) -> StoreStatistics:
         """Sizes are those of no disk: bytes of keys and values are not counted, `used_bytes` is the number of rows."""
         with self._lock:

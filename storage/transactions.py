@@ -7,7 +7,7 @@ KeyError. Keys are 1 to 511 bytes (else ValueError); values may be empty.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 
 class StoreStatistics(NamedTuple):
@@ -71,6 +71,9 @@ class WriteTransaction(Transaction, Protocol):
 
 
 class Store(Protocol):
+    @property
+    def tables(self) -> tuple[str, ...]: ...
+
     def begin_write(self) -> WriteTransaction:
         """Waits for the write transaction of another thread. A second one on the same thread is a RuntimeError, and
         so is one on a thread that holds a snapshot (it could not grow the map)."""
@@ -81,6 +84,11 @@ class Store(Protocol):
     def read(self) -> AbstractContextManager[Transaction]:
         """A snapshot of what is committed. Keep it short: it holds back the reuse of pages and the growth of the
         map. It must not outlive its `with` block."""
+
+    def adopt(self, other: Self) -> None:
+        """Become what `other` is, a store of the same kind with the same tables, which ends with it. All at once: a
+        crash leaves the old data or the new; durable on return. Not within a transaction. Raises StorageError; it is
+        StoreBusy if snapshots stay open."""
 
     def statistics(self) -> StoreStatistics:
         """Cheap, on any thread."""

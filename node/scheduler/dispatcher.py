@@ -125,8 +125,9 @@ class Dispatcher:
         return commands
 
     def _stuck(self, now: float) -> set[NodeId]:
+        """Also those that say that their tables are not to be trusted."""
         status = self._consensus.status()
-        stuck = set()
+        stuck = set(status.withdrawn)
         for peer, match_index in status.match_index.items():
             held, since = self._progress.get(peer, (-1, now))
             if match_index != held or match_index >= status.commit_index:

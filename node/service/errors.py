@@ -83,7 +83,7 @@ def of_consensus(error: ConsensusError) -> ServiceError:
         "replica_stopped": "Ask another node; this one must be looked at by a person, see /status.",
         "forming": "See /status for what it waits for.",
         "newer_command": "Upgrade the nodes that are named, or remove them from the mesh.",
-        "quarantined": "Ask another node; this one must be looked at by a person, see /status.",
+        "quarantined": "Ask another node; this one repairs itself, see /status.",
     }
     code = {"stopped": "stopping"}.get(error.code, error.code if error.code in CODES else "unavailable")
     return ServiceError(code, str(error), fixes.get(code, "Try again, or ask another node."))

@@ -40,6 +40,7 @@ from node.service.ports import (
     NodeFacts,
     RegistryPort,
     RitualPort,
+    SnapshotsPort,
     StorePort,
 )
 from node.service.progress import ProgressClock
@@ -106,19 +107,26 @@ class NodeService:
         self._live = live
         self._group: GroupPort | None = None
         self._offer: Callable[[str], Offer | None] = lambda ritual: None
+        self.snapshots: SnapshotsPort | None = None
 
     def attach(
-        self, group: GroupPort, executor: ExecutorPort, offer: Callable[[str], Offer | None] = lambda ritual: None
+        self,
+        group: GroupPort,
+        executor: ExecutorPort,
+        offer: Callable[[str], Offer | None] = lambda ritual: None,
+        snapshots: SnapshotsPort | None = None,
     ) -> None:
         """The node takes part in a mesh from now on. Call it before the node registers, so that its first command
         counts as progress. `offer` answers with a free place of this node for a ritual."""
         assert self._group is None, "attached twice"
         self._group = group
         self._offer = offer
+        self.snapshots = snapshots
         self.executor = executor
         self.progress = ProgressClock(lambda: group.status().applied_index)
         self.progress.start()
         group.subscribe_events(self._on_events)
+        group.subscribe_status(self._on_status)
 
     async def stop(self) -> None:
         """Ends every watcher and waiter; further requests are refused with `stopping`."""
@@ -130,6 +138,11 @@ class NodeService:
         if self.progress is not None:
             self.progress.note()
         self.hub.publish(events)
+
+    def _on_status(self, status: GroupStatus) -> None:
+        """Nobody is told by events what a snapshot has brought; watchers read on where they are, waiters look again."""
+        if status.installed_index:
+            self.hub.wake_all()
 
     def note_replica_failure(self, reason: str) -> None:
         """The replica has failed for good: health says so until the process ends. Reads go on, of what it had applied;

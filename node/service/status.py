@@ -57,8 +57,10 @@ def readiness(service: NodeService) -> list[Check]:
     status = service.status_or_none
     if status is None or service.progress is None:
         return [*checks, Check("founded", False, service.mesh.founding_status)]
-    diverged = "this replica has diverged from the others and withdrawn itself"
-    checks.append(Check("agreement", not status.is_quarantined, diverged if status.is_quarantined else "as the others"))
+    withdrawn = f"this replica has withdrawn itself: {status.quarantine_reason}"
+    checks.append(
+        Check("agreement", not status.is_quarantined, withdrawn if status.is_quarantined else "as the others")
+    )
     age_s = service.progress.age_s()
     if age_s is None:
         detail = "nothing has been applied since the start"
@@ -161,19 +163,38 @@ def versions() -> dict[str, Any]:
 def _consensus(service: NodeService, status: GroupStatus | None, names: dict[NodeId, str]) -> dict[str, Any]:
     """The same keys before and after founding."""
     if status is None:
-        nothing = ("role", "term", "commit_index", "applied_index", "last_index", "progress_age_s")
-        return {**dict.fromkeys(nothing), "voters": []}
+        nothing = ("role", "term", "commit_index", "applied_index", "first_index", "last_index", "progress_age_s")
+        return {**dict.fromkeys(nothing), "voters": [], **_repair(service, status)}
     return {
         "role": status.role.name.lower(),
         "term": status.term,
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
+        "first_index": status.first_index,
         "last_index": status.last_index,
         "progress_age_s": None if service.progress is None else service.progress.age_s(),
         "voters": [
-            {"node_id": voter, "name": names.get(voter), "match_index": status.match_index.get(voter)}
+            {
+                "node_id": voter,
+                "name": names.get(voter),
+                "match_index": status.match_index.get(voter),
+                "withdrawn": voter in status.withdrawn,
+            }
             for voter in status.voters
         ],
+        **_repair(service, status),
+    }
+
+
+def _repair(service: NodeService, status: GroupStatus | None) -> dict[str, Any]:
+    """Why this replica has withdrawn itself, the snapshot that it needs, and when its rows were last checked."""
+    snapshots = service.snapshots
+    progress = None if snapshots is None else snapshots.progress
+    checked_at = None if snapshots is None else snapshots.checked_at
+    return {
+        "quarantine": status.quarantine_reason if status is not None and status.is_quarantined else None,
+        "snapshot": None if progress is None or progress.state == "idle" else _plain(progress),
+        "rows_checked_s_ago": None if checked_at is None else round(time.monotonic() - checked_at, 1),
     }
 
 

@@ -13,6 +13,7 @@ import structlog
 from consensus.courier import PROPOSE, READ_INDEX
 from consensus.driver import ReplicaDriver
 from consensus.engine import Role
+from consensus.errors import SnapshotInstalled
 from consensus.group import Group
 from consensus.inbox import Posted, Stop, StreamUp
 from consensus.limits import DISK_FULL_RETRY_S
@@ -29,6 +30,7 @@ from node.scheduler.policy import LinkView
 from node.service.ports import NodeFacts
 from node.service.times import now_ms
 from node.share import Share
+from node.snapshots import METHOD as SNAPSHOT
 from node.wiring import FoundingRecords
 from storage.errors import DiskFull
 from storage.ids import InstanceId, NodeId
@@ -36,7 +38,8 @@ from storage.space import Space
 from tests.simulation.executor import RITUALS, SimulatedExecutor
 from tests.simulation.loop import CURRENT
 from tests.simulation.observed import ObservedDomain
-from tests.simulation.stepping import Frames, Life, Stepper
+from tests.simulation.stepping import Broken, Frames, Life, Stepper
+from tests.simulation.workshop import SimulatedWorkshop
 
 if TYPE_CHECKING:
     from tests.simulation.mesh_world import MeshWorld
@@ -114,6 +117,7 @@ class Daemon(Life):
             data_dir="",
         )
         self.disk: Any = SimpleNamespace(space=Space.OK)
+        self.workshop = SimulatedWorkshop(self.store, world.parts[node_id])
         self.live = LiveBoard(node_id, lambda topic, payload: None)
         self.mesh: Any = SimulatedMesh(self)
         self.registry: Any = {name: SimpleNamespace(kind=offer.kind) for name, offer in RITUALS.items()}
@@ -132,6 +136,8 @@ class Daemon(Life):
         share = Share(self, founding.voters)
         self.mesh.serve(PROPOSE, share.group.on_request)
         self.mesh.serve(READ_INDEX, share.group.on_read_request)
+        self.mesh.serve(SNAPSHOT, share.snapshots.on_request)
+        await share.snapshots.open()
         share.group.start()
         self.share = share
         for peer, link in self._links.items():
@@ -335,11 +341,17 @@ class SimulatedDriver(ReplicaDriver):
         self._status = output.status
         self._enter(output)
 
-    def _on_broken(self, replica: Replica, error: DiskFull) -> None:
-        """The process dies of it, or waits for space as the real driver does."""
+    def _on_broken(self, replica: Replica, error: Broken) -> None:
+        """The process dies of it, or waits for space as the real driver does; or it begins anew with a snapshot."""
         assert self._stepper is not None
         tokens = [*replica.open_proposals(), *self._stepper.open_proposals()]
         self._stepper = None
+        if isinstance(error, SnapshotInstalled):
+            self._answer_open(tokens)
+            self._note_installed(error.index)
+            self._life.world.snapshots_installed += 1
+            self.start()
+            return
         if self._life.world.dice.random() < 0.5:
             self._life.die()
             return
@@ -358,6 +370,9 @@ class SimulatedDriver(ReplicaDriver):
             self._status, role=Role.FOLLOWER, leader=None, connected=(), match_index={}
         )
         self._enter(Output([], resolved, [], self._status, self._life.world.clock.now))
+
+    def _publish(self, delivery: Output | Frames | tuple[Exception, bool]) -> None:
+        self._enter(delivery)
 
     def _enter(self, delivery: Output | Frames | tuple[Exception, bool]) -> None:
         """To the process, which may be paused."""

@@ -121,6 +121,13 @@ def transfer(world: "World") -> None:
 
 
 @_blow
+def needless_snapshot(world: "World") -> None:
+    """One fetches a snapshot although its log would do."""
+    if len(world.running) > 1:
+        world.fetch_snapshot(*world.dice.sample(sorted(world.running), 2))
+
+
+@_blow
 def clock_jump(world: "World") -> None:
     """The wall clock of one machine is set, forwards or backwards."""
     world.wall_s[world.dice.choice(world.ids)] = world.dice.uniform(-15, 15)

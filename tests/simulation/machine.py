@@ -12,6 +12,8 @@ APPLIED_TABLE = "applied"
 class RecordingMachine:
     """Answers `(index, command)`; each command is one event. `check` starting commands are checkpoints."""
 
+    tables: Sequence[str] = (APPLIED_TABLE,)
+
     def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Any, Sequence[Any]]:
         key = index.to_bytes(8, "big")
         assert txn.get(APPLIED_TABLE, key) is None, f"{index} applied twice"
@@ -20,6 +22,12 @@ class RecordingMachine:
 
     def checkpoint(self, txn: Transaction, index: int, command: bytes) -> bytes | None:
         return table_digest(txn) if command.startswith(b"check") else None
+
+    def digest(self, txn: Transaction) -> bytes:
+        return table_digest(txn)
+
+    def recomputed_digest(self, txn: Transaction) -> bytes:
+        return table_digest(txn)
 
 
 def table_digest(txn: Transaction) -> bytes:

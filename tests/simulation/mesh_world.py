@@ -36,6 +36,9 @@ class MeshWorld(World):
         self.slots = self.dice.choice([1, 2, 8])
         self.think_s = self.dice.choice([0.1, 0.5, 2.0])
         self.lives = 0
+        self.snapshots_installed = 0
+        self.parts = {i: bytearray() for i in self.ids}
+        """What each machine has received of a snapshot."""
         self.clients = Clients(self)
         self.clock.loop.run_on_thread = self._run_on_thread
 
@@ -61,6 +64,9 @@ class MeshWorld(World):
         ended = self.running[i].ended
         super().stop(i, restart_s=restart_s)
         ended.set_result(None)
+
+    def fetch_snapshot(self, i: NodeId, source: NodeId) -> None:
+        """Nobody does."""
 
     def observe(self, i: NodeId, output: Output) -> None:
         driver = self.running[i].driver

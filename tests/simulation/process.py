@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from consensus.engine import Role
+from consensus.errors import SnapshotInstalled
 from consensus.replica import LinkDown, LinkUp, Output, PeerMessage, Propose, Replica, TransferLeadership
-from storage.errors import DiskFull
 from storage.ids import NodeId
 from storage.transactions import Transaction
 from tests.simulation.machine import RecordingMachine
-from tests.simulation.stepping import Frames, Life, Stepper
+from tests.simulation.stepping import Broken, Frames, Life, Stepper
+from tests.simulation.transfers import Ask, Chunk, Made
 
 if TYPE_CHECKING:
     from tests.simulation.world import ReplicaWorld
@@ -32,6 +33,8 @@ class Process(Life):
     def __init__(self, world: "ReplicaWorld", node_id: NodeId) -> None:
         super().__init__(world, node_id)
         self.machine = ObservedMachine()
+        self.made: Made | None = None
+        self.asked_at = float("-inf")
         store, now = world.stores[node_id], world.clock.now
         self.replica = Replica(node_id, world.ids, store, self.machine, world.settings, self.dice, now)
         world.checks.starts(node_id, self.replica.status.applied_index)
@@ -44,8 +47,11 @@ class Process(Life):
     def link_down(self, peer: NodeId, *, closed_by_peer: bool) -> None:
         self.give(LinkDown(peer, closed_by_peer))
 
-    def received(self, peer: NodeId, frame: bytes) -> None:
-        self.give(PeerMessage(peer, frame))
+    def received(self, peer: NodeId, frame: bytes | Ask | Chunk) -> None:
+        if isinstance(frame, bytes):
+            self.give(PeerMessage(peer, frame))
+        else:
+            self.world.transfers.received(self, peer, frame)
 
     def propose(self, token: int, command: bytes) -> None:
         self.give(Propose(token, command))
@@ -57,9 +63,12 @@ class Process(Life):
         super().resume()
         self._stepper.wake()
 
-    def _on_broken(self, replica: Replica, error: DiskFull) -> None:
-        """It died in its commit: nothing that it would have said was said."""
-        self.die()
+    def _on_broken(self, replica: Replica, error: Broken) -> None:
+        """It died in its commit: nothing that it would have said was said. Or it begins anew with a snapshot."""
+        if isinstance(error, SnapshotInstalled):
+            self.world.stop(self.node_id, restart_s=0.0)
+        else:
+            self.die()
 
     def _speak(self, output: Output) -> None:
         reads = self.world.reads
@@ -73,6 +82,8 @@ class Process(Life):
         if output.status.role is Role.LEADER:
             reads.leads(self.node_id, output.status.term)
         self._send(output.messages)
+        if output.status.needs_snapshot and output.status.leader is not None:
+            self.world.transfers.want(self, output.status.leader)
 
     def _send(self, frames: Frames) -> None:
         for target, frame in frames:

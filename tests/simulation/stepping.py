@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from consensus.errors import SnapshotInstalled
 from consensus.replica import Input, Output, Propose, ReadIndex, Replica
 from storage.errors import DiskFull
 from storage.ids import NodeId
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 Frames = list[tuple[NodeId, bytes]]
+Broken = DiskFull | SnapshotInstalled
 
 
 class Life:
@@ -38,8 +40,9 @@ class Life:
 
 
 class Stepper:
-    """`on_frames` and `on_output` are called as by a driver; `on_broken(replica, error)` when a commit has failed: the
-    replica is dead then. A process that dies between the commit and `on_output` has told nothing of it."""
+    """`on_frames` and `on_output` are called as by a driver; `on_broken(replica, error)` when a commit has failed or a
+    snapshot was installed: the replica is dead then. A process that dies between the commit and `on_output` has told
+    nothing of it."""
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class Stepper:
         replica: Replica,
         on_frames: Callable[[Frames], None],
         on_output: Callable[[Output], None],
-        on_broken: Callable[[Replica, DiskFull], None],
+        on_broken: Callable[[Replica, Broken], None],
     ) -> None:
         self._life = life
         self._world = life.world
@@ -94,7 +97,7 @@ class Stepper:
             store.fail_next_commit(DiskFull("planned"))
         try:
             output = self.replica.step(inputs, world.clock.now, self._on_frames)
-        except DiskFull as error:
+        except (DiskFull, SnapshotInstalled) as error:
             self._is_broken = True
             self._on_broken(self.replica, error)
             return

@@ -22,6 +22,7 @@ from consensus.messages import (
     RequestVote,
     Vote,
     decode_frame,
+    pack_frames,
 )
 from consensus.reads import ReadRounds, Reads
 from consensus.replica import LinkDown, LinkUp, ReadIndex, Replica
@@ -165,7 +166,7 @@ def test_row_4_acknowledgements_of_another_term(monkeypatch: Patch) -> None:
 
 def test_row_4_higher_terms_are_not_adopted(monkeypatch: Patch) -> None:
     monkeypatch.setattr(Guard, "_adopt_term", lambda self, term: None)
-    assert caught(range(8))
+    assert caught(range(40))
 
 
 # -- row 5 --
@@ -219,7 +220,7 @@ class SpeaksBeforeItIsDurable(Process):
 
     def _on_broken(self, replica: Replica, error: DiskFull) -> None:
         network = self.world.network
-        for peer, frame in replica._pack(replica._outbox):
+        for peer, frame in pack_frames(replica._outbox, 1 << 20):
             network.send(self.node_id, peer, frame)
             network.flush(self.node_id, peer)  # before the link breaks with the process
         for resolved in replica._resolved:
@@ -366,7 +367,7 @@ def test_row_15_an_applied_index_that_restarts_at_one(monkeypatch: Patch) -> Non
 
 def test_a_read_is_served_without_asking_whether_it_still_leads(monkeypatch: Patch) -> None:
     monkeypatch.setattr(ReadRounds, "_count", lambda self, others, number: 99)
-    violation = caught(range(20))
+    violation = caught(range(60))
     assert violation is not None
     assert "acknowledged before it" in violation
 

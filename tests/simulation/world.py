@@ -25,6 +25,7 @@ from tests.simulation.machine import APPLIED_TABLE
 from tests.simulation.network import Endpoint, Network
 from tests.simulation.process import Process
 from tests.simulation.reads import Reads
+from tests.simulation.transfers import Transfers
 
 
 class Node(Endpoint, Protocol):
@@ -91,6 +92,10 @@ class World:
         """Of a step whose commit has succeeded: what it applied."""
         raise NotImplementedError
 
+    def fetch_snapshot(self, i: NodeId, source: NodeId) -> None:
+        """Both run."""
+        raise NotImplementedError
+
     def is_converged(self) -> bool:
         raise NotImplementedError
 
@@ -150,9 +155,13 @@ class ReplicaWorld(World):
         super().__init__(seed, nodes, Clock(), fault_s=fault_s, heal_s=heal_s)
         self.load = Load(self)
         self.reads = Reads(self)
+        self.transfers = Transfers(self)
 
     def make(self, i: NodeId) -> Node:
         return self.process_type(self, i)
+
+    def fetch_snapshot(self, i: NodeId, source: NodeId) -> None:
+        self.transfers.want(self.running[i], source)
 
     def observe(self, i: NodeId, output: Output) -> None:
         applied = self.running[i].machine.applied
@@ -188,7 +197,8 @@ class ReplicaWorld(World):
 
 
 def draw_settings(dice: random.Random) -> RaftSettings:
-    """Often so small that every limit is met in a few seconds."""
+    """Often so small that every limit is met in a few seconds, and that whoever was away needs a snapshot."""
+    keep = dice.choice([4, 16, 50_000])
     return RaftSettings(
         batch_bytes=dice.choice([12, 20, 40, 400, 1 << 20]),
         batch_entries=dice.choice([2, 8, 4096]),
@@ -198,4 +208,9 @@ def draw_settings(dice: random.Random) -> RaftSettings:
         slice_entries_max=dice.choice([2, 16, 2048]),
         slice_bytes_max=dice.choice([16, 1 << 20]),
         commit_notice_s=dice.choice([0.0, 0.001, 0.1]),
+        log_keep_entries=keep,
+        log_hold_entries=keep * dice.choice([1, 4]),
+        log_keep_bytes=dice.choice([400, 1 << 20]),
+        log_hold_bytes=dice.choice([1000, 1 << 20]),
+        compaction_entries=dice.choice([1, 8, 1024]),
     )

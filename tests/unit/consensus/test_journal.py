@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from consensus.journal import LOG_TABLE, TABLES, Journal
-from consensus.limits import RaftSettings
+from consensus.journal import LOG_TABLE, TABLES, Journal, read_hard_state
+from consensus.limits import INDEX_MAX, RaftSettings
 from storage.memory import MemoryStore
 
 SMALL = RaftSettings(tail_entries_max=8, tail_bytes_max=200, slice_bytes_max=40, slice_entries_max=4)
@@ -118,11 +118,100 @@ def test_it_is_a_list(seed: int) -> None:
         assert txn.count(LOG_TABLE) == len(model)
 
 
-def test_compaction_keeps_positions_right() -> None:
-    journal, store = filled(100)
+KEEPING = RaftSettings(
+    tail_entries_max=8, log_keep_entries=16, log_hold_entries=64, compaction_entries=10, slice_bytes_max=10_000
+)
+
+
+def test_applied_entries_beyond_those_kept_go_a_few_with_each_write() -> None:
+    journal, store = filled(100, KEEPING)
+    assert journal.first_index == 1  # nothing is applied
     journal.set_applied(90)
-    journal.deleteEntriesTo(50)
     flush(journal, store)
-    assert (journal.first_index, len(journal), journal[0]) == (51, 50, (b"51", 51, 5))
-    assert journal[1:3] == [(b"52", 52, 5), (b"53", 53, 5)]
-    assert Journal(store, SMALL).first_index == 51
+    assert (journal.first_index, len(journal), journal[0]) == (11, 90, (b"11", 11, 1))
+    assert journal[1:3] == [(b"12", 12, 1), (b"13", 13, 1)]
+    assert Journal(store, KEEPING).first_index == 11
+    for _ in range(20):
+        journal.setCurrentTerm(10, None)
+        flush(journal, store)
+    assert (journal.first_index, journal.last_index) == (85, 100)
+    with store.read() as txn:
+        assert txn.count(LOG_TABLE) == 16
+        assert read_hard_state(txn).log_bytes == sum(len(value) for _, value in txn.scan(LOG_TABLE))
+
+
+def test_the_last_applied_entry_stays() -> None:
+    journal, store = filled(100, KEEPING)
+    journal.set_applied(30)
+    for _ in range(20):
+        journal.setCurrentTerm(10, None)
+        flush(journal, store)
+    assert (journal.first_index, len(journal)) == (30, 71)
+
+
+def test_large_entries_go_sooner() -> None:
+    settings = RaftSettings(log_keep_bytes=1000, log_hold_bytes=10_000)
+    store = MemoryStore(TABLES)
+    journal = Journal(store, settings)
+    for index in range(1, 101):
+        journal.add(bytes(200), index, 1)
+        journal.set_applied(index)
+        flush(journal, store)
+    assert 4 <= len(journal) <= 6
+
+
+def test_what_a_follower_needs_is_kept_longer_within_limits() -> None:
+    journal, store = filled(60, KEEPING)
+    journal.set_applied(60)
+    journal.held_from = 5
+    for _ in range(20):
+        journal.setCurrentTerm(6, None)
+        flush(journal, store)
+    assert journal.first_index == 5
+    for index in range(61, 101):
+        journal.add(b"%d" % index, index, 10)
+        journal.set_applied(index)
+        flush(journal, store)
+    assert (journal.first_index, len(journal)) == (37, 64)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_compacted_log_is_the_rest_of_it(seed: int) -> None:
+    """Against the whole log, with random appends, cuts, applications, lost ticks and restarts."""
+    dice = random.Random(seed)
+    store = MemoryStore(TABLES)
+    journal = Journal(store, KEEPING)
+    model = [(b"\x01", 1, 0)]
+    journal.add(*model[0])
+    journal.set_applied(1)
+    flush(journal, store)
+    durable, applied = list(model), 1
+    for _ in range(400):
+        match dice.randrange(6):
+            case 0 | 1 | 2:
+                for _i in range(dice.randrange(6)):
+                    entry = (dice.randbytes(dice.randrange(1, 30)), len(model) + 1, len(model))
+                    model.append(entry)
+                    journal.add(*entry)
+            case 3:
+                cut = dice.randrange(journal.applied_index, len(model) + 1)
+                journal.deleteEntriesFrom(cut + 1 - journal.first_index)
+                del model[cut:]
+            case 4:
+                journal.set_applied(dice.randrange(journal.applied_index, len(model) + 1))
+                journal.held_from = dice.choice([INDEX_MAX, dice.randrange(1, len(model) + 1)])
+                flush(journal, store)
+                durable, applied = list(model), journal.applied_index
+            case _:
+                journal = Journal(store, KEEPING)
+                model = list(durable)
+                assert journal.applied_index == applied
+        first = journal.first_index
+        assert first <= journal.applied_index
+        assert journal[0] == model[first - 1]
+        assert len(journal) == len(model) - first + 1
+        assert journal.last_term == model[-1][2]
+        assert journal.entries(1, len(model) + 1, bytes_max=100_000, count_max=10_000) == model[first - 1 :]
+    flush(journal, store)
+    with store.read() as txn:
+        assert read_hard_state(txn).log_bytes == sum(len(value) for _, value in txn.scan(LOG_TABLE))

@@ -5,12 +5,12 @@ import random
 import msgspec
 
 from consensus.engine import Role
-from consensus.journal import RAFT_TABLE
+from consensus.journal import QUARANTINE_KEY, RAFT_TABLE, VOTERS_KEY
 from consensus.limits import RaftSettings
 from consensus.machine import DomainMachine
 from consensus.messages import COMMAND, NO_OP, AppendEntries, encode_frame
 from consensus.recovery import UNCERTAIN_SHOWN_MAX, Uncertain, examine, found_alone
-from consensus.replica import QUARANTINE_KEY, VOTERS_KEY, LinkUp, PeerMessage, Replica
+from consensus.replica import LinkUp, PeerMessage, Replica
 from consensus.state import queries
 from consensus.state.encoding import encode_command
 from storage.memory import MemoryStore

@@ -60,7 +60,11 @@ class TwinStatus:
     last_index: int = 0
     voters: tuple[NodeId, ...] = (NODE,)
     match_index: dict[NodeId, int] = field(default_factory=dict)
+    first_index: int = 1
     is_quarantined: bool = False
+    quarantine_reason: str = ""
+    withdrawn: tuple[NodeId, ...] = ()
+    installed_index: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
 
@@ -118,6 +122,9 @@ class TwinGroup:
 
     def status(self) -> TwinStatus:
         return self.state
+
+    def subscribe_status(self, callback: Callable[[TwinStatus], None]) -> object:
+        return None
 
     def subscribe_events(self, callback: Callable[[list[Numbered]], None]) -> object:
         self._watchers.append(callback)

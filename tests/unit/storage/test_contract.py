@@ -244,3 +244,55 @@ def in_another_thread(function):  # type: ignore[no-untyped-def]
     thread.start()
     thread.join(60)
     return results[0]
+
+
+def make_other(store: Store, tmp_path: Path) -> Store:
+    other: Store = (
+        MemoryStore(TABLES) if isinstance(store, MemoryStore) else Environment.open(tmp_path / "other", TABLES)
+    )
+    with other.write() as txn:
+        txn.put("blue", b"new", b"1")
+    return other
+
+
+def test_a_store_becomes_another_at_once(filled: Store, tmp_path: Path) -> None:
+    assert filled.tables == TABLES
+    filled.adopt(make_other(filled, tmp_path))  # type: ignore[arg-type]  # of the same kind
+    with filled.read() as snapshot:
+        assert snapshot.count("red") == 0
+        assert list(snapshot.scan("blue")) == [(b"new", b"1")]
+    with filled.write() as txn:
+        txn.put("red", b"k", b"1")
+    with filled.read() as snapshot:
+        assert snapshot.get("red", b"k") == b"1"
+
+
+def test_a_store_becomes_another_when_open_snapshots_have_ended(filled: Store, tmp_path: Path) -> None:
+    other = make_other(filled, tmp_path)
+    is_open, may_end = threading.Event(), threading.Event()
+    seen = []
+
+    def look() -> None:
+        with filled.read() as snapshot:
+            is_open.set()
+            may_end.wait(30)
+            seen.append(snapshot.count("red"))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    is_open.wait(30)
+    adopting = threading.Thread(target=filled.adopt, args=(other,))
+    adopting.start()
+    may_end.set()
+    reader.join(30)
+    adopting.join(30)
+    assert seen == [len(KEYS)]
+    with filled.read() as snapshot:
+        assert snapshot.count("red") == 0
+
+
+def test_a_store_is_not_replaced_within_a_transaction(filled: Store, tmp_path: Path) -> None:
+    other = make_other(filled, tmp_path)
+    with filled.write(), pytest.raises(RuntimeError):
+        filled.adopt(other)  # type: ignore[arg-type]  # of the same kind
+    other.close()

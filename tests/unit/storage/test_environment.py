@@ -13,7 +13,7 @@ import pytest
 
 from storage import environment
 from storage.environment import Environment
-from storage.errors import MapExhausted, ReadersExhausted, StorageError, StoreClosed, StoreLocked
+from storage.errors import DiskFailed, MapExhausted, ReadersExhausted, StorageError, StoreClosed, StoreLocked
 from storage.limits import READERS_MAX
 from tests.unit.storage.support import MIB, REPOSITORY, TABLES, fill, row_count
 
@@ -296,3 +296,19 @@ def test_snapshots_are_limited(tmp_path: Path) -> None:
     with store.read() as snapshot:
         assert snapshot.count("red") == 0
     store.close()
+
+
+def test_a_replacement_that_fails_half_way_leaves_the_old_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "old")
+    store = Environment.open(tmp_path / "old", TABLES)
+    other = Environment.open(tmp_path / "new", TABLES)
+
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(environment.os, "rename", fail)
+    with pytest.raises(DiskFailed):
+        store.adopt(other)
+    with pytest.raises(StoreClosed):
+        store.begin_write()
+    assert row_count(tmp_path / "old") == 100

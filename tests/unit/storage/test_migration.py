@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storage import environment
+from storage import environment, opening
 from storage.environment import Environment
 from storage.errors import NewerFormat, OlderFormat
 from storage.transactions import WriteTransaction
@@ -12,6 +12,7 @@ from storage.transactions import WriteTransaction
 
 def later(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
     monkeypatch.setattr(environment, "FORMAT", version)
+    monkeypatch.setattr(opening, "FORMAT", version)
 
 
 @pytest.fixture

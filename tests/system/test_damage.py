@@ -1,0 +1,49 @@
+"""Bits that flip on a disk: the node notices, withdraws itself, and gets its data anew from the others."""
+
+import uuid
+
+from node.testing import Daemon, LocalMesh
+
+
+def flip(daemon: Daemon, text: bytes) -> int:
+    """One bit in every copy of this text in the data file; how many there were."""
+    path = daemon.directory / "data" / "consensus" / "data.mdb"
+    data = bytearray(path.read_bytes())
+    count = start = 0
+    while (found := data.find(text, start)) >= 0:
+        data[found + len(text) // 2] ^= 1
+        count, start = count + 1, found + 1
+    path.write_bytes(data)
+    return count
+
+
+def thought_of(daemon: Daemon, session_id: str) -> tuple[int, str | None]:
+    answer = daemon.call("GET", f"/v1/sessions/{session_id}")
+    return answer.status, answer.body.get("session", answer.body).get("thought")
+
+
+def test_bits_that_flip_in_a_data_file(mesh: LocalMesh) -> None:
+    mesh.start()
+    words = [f"why is {uuid.uuid4().hex} so" for _ in range(20)]
+    sessions = [mesh.submit(thought=word, branches=[{"ritual": "echo", "task": "x"}]) for word in words]
+    for session in sessions:
+        mesh.wait_session(session["id"])
+    name = mesh.followers()[0]
+    damaged = mesh[name]
+    assert damaged.stop() == 0
+    assert flip(damaged, words[7].encode()) >= 1
+    mesh.restart(name)
+    mesh.wait("it withdraws", lambda: "data_damaged" in damaged.log_text())
+    mesh.wait("it is repaired", lambda: "snapshot_installed" in damaged.log_text())
+    mesh.wait_ready()
+    assert thought_of(damaged, sessions[7]["id"]) == (200, words[7])
+    status = damaged.status()
+    assert status is not None
+    assert status["quarantine"] is None
+    assert status["snapshot"] is None
+    assert damaged.stop() == 0
+    mesh.restart(name)
+    mesh.wait_ready()
+    mesh.wait("its rows are checked", lambda: (damaged.status() or {}).get("rows_checked_s_ago") is not None)
+    more = mesh.submit(thought="afterwards", branches=[{"ritual": "echo", "task": "x"}], on=name)
+    mesh.wait_session(more["id"], on=name)
