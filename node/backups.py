@@ -47,7 +47,7 @@ class Backup:
 
     async def close(self) -> None:
         if self._step is not None:  # a thread may still read for somebody who has given up
-            await asyncio.wait([self._step])
+            await asyncio.gather(self._step, return_exceptions=True)
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:

@@ -28,6 +28,9 @@ ANSWER_BYTES_MAX = 256 * 1024 * 1024
 UNAVAILABLE = frozenset({502, 503})
 """Another node may be able to answer: this one has no leader, is stopping or has withdrawn itself."""
 
+ELSEWHERE = UNAVAILABLE | {507}
+"""Also: another node may have room on its disk."""
+
 
 SILENCE_S = 45.0
 """Nodes send a heartbeat every 15 s; after three missed ones the connection is given up."""
@@ -171,7 +174,7 @@ class Api:
                 failures.append(f"{url} ({_reason(error)})")
                 self.next_node()
                 continue
-            if response.status in UNAVAILABLE and len(self.urls) > 1:
+            if response.status in ELSEWHERE and len(self.urls) > 1:
                 refused = _refusal(response.status, response.read(ANSWER_BYTES_MAX))
                 response.close()
                 connection.close()

@@ -111,7 +111,7 @@ def test_a_disk_that_fills_up_refuses_new_work_first_and_heals_by_itself(
 def test_one_full_disk_costs_no_session(small_mesh: LocalMesh, small_disk: Path) -> None:
     """Filled up in mid-session, without a warning time."""
     mesh, victim = small_mesh, small_mesh["node-3"]
-    leave_free(small_disk, 0)
+    leave_free(small_disk, MIB // 4)
     branches = [{"ritual": "echo", "task": "x", "attempts_max": 1}] * 30
 
     def submitted() -> Any:

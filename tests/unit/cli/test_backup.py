@@ -1,6 +1,7 @@
 """`meshnode backup`: a file that is whole, or none."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ def test_refusals_and_files_that_cannot_be(
     assert "cannot be written" in capsys.readouterr().err
     assert main(["backup", "--verify", str(tmp_path / "absent")]) == Exit.FAILED
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_without_room_is_passed_over(
+    node: FakeNode, start_node: Callable[[], FakeNode], content: bytes, tmp_path: Path
+) -> None:
+    other = start_node()
+    node.problem(PATH, 507, "disk_low", "No room.", "Make some.")
+    other.on(PATH, Answer(content=content))
+    assert main(["backup", str(tmp_path / "one.backup"), "--url", f"{node.url},{other.url}"]) == Exit.OK
+    assert node.paths() == other.paths() == [PATH]
 
 
 def test_a_newer_file_says_so(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
