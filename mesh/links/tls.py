@@ -62,7 +62,10 @@ class TlsConnection(asyncio.Protocol):
                 self.ssl_object.unwrap()  # wants the peer's close_notify; ours is written, which is all that matters
             self._flush()
             self._is_ended = True
-            self._raw.write_eof()
+            try:
+                self._raw.write_eof()
+            except OSError:  # the peer has reset the connection, and the loop has not heard of it yet
+                self._raw.abort()
         elif not self._is_ended:
             self._raw.close()
 

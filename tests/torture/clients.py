@@ -95,7 +95,7 @@ class Client(threading.Thread):
             "contend": lambda: self._submit_known(is_same=False),
             "cancel": self._cancel,
             "read": lambda: self._read("linearizable"),
-            "glance": lambda: self._read("stale"),
+            "glance": lambda: self._read(self._dice.choice(["stale", "leader"])),
             "list": self._list,
         }
         names = [name for name in actions if self._weights.get(name)]
@@ -176,7 +176,7 @@ class Client(threading.Thread):
             operation = Operation(f"{self.name}@{daemon.name}", call, back, Read(), result)
             self._history.note(known[0], operation, is_write=False)
         else:
-            self._history.count("stale reads")
+            self._history.count("weaker reads")
         self._glimpse(daemon, call, back, answer, is_fresh=level == "linearizable")
 
     def _list(self) -> None:

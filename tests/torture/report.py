@@ -68,7 +68,7 @@ def text_of(report: Report) -> str:
         *[f"  skipped      {kind}: {reason}" for kind, reason in report.skipped.items()],
         f"  operations   {counts.get('writes', 0):,} writes ({counts['acknowledged writes']:,} acknowledged, "
         f"{counts.get('unknown', 0):,} of unknown outcome), {counts.get('reads', 0):,} linearizable reads, "
-        f"{counts.get('stale reads', 0):,} stale reads",
+        f"{counts.get('weaker reads', 0):,} stale ones and of the leader",
         f"  sessions     {listed(report.sessions)}; attempts {counts['attempts']:,}, of which repeated "
         f"{counts['attempts repeated']:,}",
         f"  events       {counts['events']:,}, the same in {settings.nodes + 1} streams that were resumed "
