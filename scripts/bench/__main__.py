@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.bench import commits, daemons, reference, report, sessions
+from scripts.bench import commits, daemons, followers, gaps, reference, report, sessions
 
 BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "commits": commits.measure,
+    "followers": followers.measure,
     "sessions": sessions.measure,
     "failover": daemons.measure_failover,
+    "clean-stop": gaps.measure,
     "cold-start": daemons.measure_cold_start,
     "idle": daemons.measure_idle,
 }

@@ -30,9 +30,9 @@ def measure_cold_start(folder: Path, runs: int) -> list[Figure]:
     return [solo, three]
 
 
-def measure_failover(folder: Path, runs: int, kills: int = 20) -> list[Figure]:
+def measure_failover(folder: Path, runs: int, kills: int = 30) -> list[Figure]:
     """Every value is one kill: SIGKILL of the leader to the next submission acknowledged by a survivor."""
-    failover = Figure("leader killed: next commit acknowledged", "s", "median 0.6, worst of 20 below 1.5")
+    failover = Figure("leader killed: next commit acknowledged", "s", "median 0.35, worst of 30 below 0.8")
     with LocalMesh(folder / "failover") as mesh:
         for _ in range(kills if runs > 1 else 3):
             leader = mesh.start()

@@ -1,8 +1,8 @@
-"""etcd beside us: three members on loopback, TLS between them and to clients, on the same folder in the same call.
+"""etcd beside us: three members on loopback, TLS between them and to clients, in the same folder and the same call.
 
 The load is put by a client of a few dozen lines that speaks gRPC over HTTP/2 on a blocking socket, because every other
-that could be had here (the JSON gateway, a gRPC library for Python) costs more than etcd itself. What it costs stands in
-the note: it takes its share of the same cores, and our own callers, which sit in the leader, do not.
+that could be had here (the JSON gateway, a gRPC library for Python) costs more than etcd itself. What it costs is told:
+it takes its share of the same cores, and our own callers, which sit in the leader, do not.
 """
 
 import json
@@ -27,10 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from node.testing import free_ports
-from scripts.bench.report import Figure
+from scripts.bench.commits_node import LOADS, PAYLOAD_BYTES
 
-VALUE_BYTES = 100
-LOADS = [(1, 1_500), (64, 20_000), (256, 30_000)]
 DEADLINE_S = 60.0
 VARIABLES = {"ETCDCTL_API": "3", "PATH": os.environ.get("PATH", "")}
 
@@ -39,23 +37,16 @@ def is_installed() -> bool:
     return shutil.which("etcd") is not None and shutil.which("etcdctl") is not None
 
 
-def measure(folder: Path, runs: int) -> list[Figure]:
-    rates = {n: Figure(f"etcd: synced puts, 3 members, TLS, {n} in flight", "/s", "") for n, _ in LOADS}
-    p50 = {n: Figure(f"the same, {n} in flight, p50", "ms", "") for n, _ in LOADS}
-    figures = [figure for n, _ in LOADS for figure in (rates[n], p50[n])]
-    if not is_installed():
-        rates[1].note = "not measured: etcd and etcdctl are not installed"
-        return figures
-    for run in range(runs):
-        with members(folder / f"etcd-{run}") as (leader_port, context):
-            with Connection(leader_port, context) as connection:
-                put_all(connection, 16, 500)  # warm
-                for in_flight, count in LOADS:
-                    latencies, elapsed_s, client_s = put_all(connection, in_flight, count)
-                    rates[in_flight].values.append(len(latencies) / elapsed_s)
-                    rates[in_flight].note = f"the client takes {client_s / elapsed_s:.0%} of a core"
-                    p50[in_flight].values.append(statistics.median(latencies) * 1e3)
-    return figures
+def one_run(folder: Path) -> list[dict[str, float]]:
+    """As many puts as commands of ours, of the same size, in flight alike."""
+    lines = []
+    with members(folder) as (leader_port, context), Connection(leader_port, context) as connection:
+        put_all(connection, 16, 500)  # warm
+        for in_flight, count in LOADS:
+            latencies, elapsed_s, client_s = put_all(connection, in_flight, count)
+            line = {"per_s": count / elapsed_s, "p50_ms": statistics.median(latencies) * 1e3}
+            lines.append({"in_flight": in_flight, **line, "client_share": client_s / elapsed_s})
+    return lines
 
 
 @contextmanager
@@ -225,7 +216,7 @@ def put_all(connection: Connection, in_flight: int, count: int) -> tuple[list[fl
 
     def put(many: int) -> None:
         now = time.perf_counter()
-        for stream in connection.put([(os.urandom(8), os.urandom(VALUE_BYTES)) for _ in range(many)]):
+        for stream in connection.put([(os.urandom(8), os.urandom(PAYLOAD_BYTES)) for _ in range(many)]):
             begun[stream] = now
 
     begun: dict[int, float] = {}

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from node.testing import LocalMesh
 from scripts.bench import http_load, node_runs
+from scripts.bench.reads_node import IN_FLIGHT
 from scripts.bench.report import Figure
 
-IN_FLIGHT = 64
-READS = 30_000
 COMMANDS = 15_000
 SESSIONS = 2_000
 

@@ -1,5 +1,5 @@
-"""Runs three real nodes as processes of a benchmark's own: `python -m MODULE CONFIG RESULTS` each, until one of them has
-written `done` behind its results."""
+"""Runs three real nodes as processes of a benchmark's own, `python -m MODULE CONFIG RESULTS` each, until one of them
+has written `done` behind its results."""
 
 import json
 import subprocess
