@@ -8,11 +8,11 @@ All methods belong to the event loop that called `start`.
 """
 
 import asyncio
-import contextlib
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -184,13 +184,11 @@ class Group:
             return 0.0
         return None if age_s == float("inf") else age_s
 
-    @contextlib.contextmanager
-    def read(self) -> Iterator[Transaction]:
+    def read(self) -> AbstractContextManager[Transaction]:
         """A snapshot of what this node has applied; it may lag behind the leader. Keep it short, never await in it."""
         if self.status().is_quarantined:
             raise quarantined()
-        with read_soundly(self._store, self.post) as txn:
-            yield txn
+        return read_soundly(self._store, self.post)
 
     def status(self) -> ReplicaStatus:
         """As of the last step. What it applied can be read; its events may not have been told yet."""

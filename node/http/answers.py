@@ -14,6 +14,7 @@ from node.service.service import INLINE_ROWS_MAX
 
 T = TypeVar("T")
 
+_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -27,9 +28,7 @@ def answer(
     body = _ENCODER.encode(document)
     if wants_pretty(request):
         body = msgspec.json.format(body, indent=2) + b"\n"
-    response = web.Response(body=body, status=status, headers=headers, content_type="application/json")
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return web.Response(body=body, status=status, headers=_HEADERS if headers is None else {**_HEADERS, **headers})
 
 
 def answer_reading(request: web.Request, document: dict[str, Any], reading: Reading[Any]) -> web.Response:

@@ -23,10 +23,15 @@ def to_json(value: Any) -> Any:
     if value is None or type(value) in _SCALARS:  # most values: asked first
         return value
     if isinstance(value, msgspec.Struct):
-        return {
-            out: iso(getattr(value, name)) if is_time else to_json(getattr(value, name))
-            for name, out, is_time in outside_names(type(value))
-        }
+        document = {}
+        for name, out, is_time in outside_names(type(value)):
+            field = getattr(value, name)
+            if is_time:
+                field = iso(field)
+            elif field is not None and type(field) not in _SCALARS:
+                field = to_json(field)
+            document[out] = field
+        return document
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, dict):

@@ -119,6 +119,8 @@ async def read_body(request: web.Request) -> bytes:
     """The whole body, bounded in size and time. Raises `too_large` (before reading, if announced), `body_timeout`."""
     if request.content_length is not None and request.content_length > BODY_BYTES_MAX:
         raise too_large(request.content_length)
+    if request.content.is_eof():  # all of it is here: nothing to wait for
+        return await request.read()
     try:
         async with asyncio.timeout(limits.BODY_S):
             return await request.read()

@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -12,11 +13,17 @@ def iso(ms: int | None) -> str | None:
     """Milliseconds since the epoch as `2026-01-31T12:00:00.000Z`."""
     if ms is None:
         return None
+    second, rest = divmod(ms, 1000)
     try:
-        moment = _EPOCH + timedelta(milliseconds=ms)
+        return f"{_second(second)}.{rest:03d}Z"
     except OverflowError:
         return _LAST
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@lru_cache(maxsize=1024)
+def _second(since_epoch: int) -> str:
+    """Rows of one page, and those that are asked for at a time, share most of their seconds."""
+    return (_EPOCH + timedelta(seconds=since_epoch)).isoformat(timespec="seconds").removesuffix("+00:00")
 
 
 def now_ms() -> int:
