@@ -6,14 +6,13 @@ heavy work (`node.snapshot_worker`). Everything here blocks; it is called on thr
     copy, filled     directories of work under way
 """
 
-import contextlib
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -41,16 +40,19 @@ class Workshop:
     def __init__(self, store: Environment, data_dir: Path) -> None:
         self._store = store
         self._directory = data_dir / DIRECTORY
-        self._made: BinaryIO | None = None
-        self._part: BinaryIO | None = None
-        self._decoder = DumpDecoder()
+        self._made = self._directory / "made.snapshot"
+        self._part = self._directory / "part.snapshot"
+        self._decoder: DumpDecoder | None = None
+        """Has taken what was received, once that has been looked at."""
+        self._part_bytes = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
 
     def open(self) -> None:
         """Removes what a process that was killed has left, but for what it had received."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._clean("copy", "filled", "made.snapshot")
+        self._clean("copy", "filled")
+        self.discard()
 
     def stop(self) -> None:
         """From any thread: ends the work under way."""
@@ -69,61 +71,53 @@ class Workshop:
         """A snapshot of what is applied now, and how many bytes it has. Raises as `check`."""
         self.discard()
         check_room(self._store, self._directory, 2)
-        path = self._directory / "made.snapshot"
-        answer = self._work("make", self._store.path, self._directory / "copy", path)
-        self._made = path.open("rb")
-        return _header(answer), path.stat().st_size
+        answer = self._work("make", self._store.path, self._directory / "copy", self._made)
+        return _header(answer), self._made.stat().st_size
 
     def read(self, offset: int, size: int) -> bytes:
         """Of what was made last."""
-        if self._made is None:
+        try:
+            with self._made.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except FileNotFoundError:  # discarded
             return b""
-        self._made.seek(offset)
-        return self._made.read(size)
 
     def discard(self) -> None:
-        if self._made is not None:
-            self._made.close()
-            self._made = None
-        self._clean("made.snapshot")
+        self._made.unlink(missing_ok=True)
 
     # -- receiving --
 
     def received(self) -> tuple[bytes, int]:
         """Identity of the snapshot that is being received, if it is known, and how much of it is here and whole."""
-        if self._part is None:
-            self._open_part()
-        assert self._part is not None
-        header = self._decoder.header
-        return b"" if header is None else identity(header), self._part.tell()
+        header = self._look_at_part().header
+        return b"" if header is None else identity(header), self._part_bytes
 
     def receive(self, offset: int, data: bytes) -> bool:
         """The next bytes; at 0 those of another snapshot, for which the former is given up. Whether it is complete.
         Raises DamagedDump, and forgets all then; StorageError."""
-        if self._part is None:
-            self._open_part()
-        assert self._part is not None
-        if offset == 0 and self._part.tell():
+        decoder = self._look_at_part()
+        if offset == 0 and self._part_bytes:
             self._forget()
-            self._open_part()
-        if offset != self._part.tell():
-            return self._decoder.is_complete
+            decoder = self._look_at_part()
+        if offset != self._part_bytes:
+            return decoder.is_complete
         try:
-            self._decoder.feed(data)
+            decoder.feed(data)
         except StorageError:
             self._forget()
             raise
-        self._part.write(data)
-        self._part.flush()
-        return self._decoder.is_complete
+        with self._part.open("ab") as file:
+            file.write(data)
+        self._part_bytes += len(data)
+        return decoder.is_complete
 
     def fill(self) -> tuple[Header, Callable[[], Any]]:
         """What was received as a store: its header, and what opens it. Raises WorkFailed, StorageError."""
         check_room(self._store, self._directory, 1)
         filled = self._directory / "filled"
-        part = self._directory / "part.snapshot"
         try:
-            answer = self._work("fill", part, filled)
+            answer = self._work("fill", self._part, filled)
         finally:
             self._forget()
         tables = self._store.tables
@@ -158,33 +152,28 @@ class Workshop:
             raise DataDamaged
         return answer
 
-    def _open_part(self) -> None:
-        path = self._directory / "part.snapshot"
-        path.touch(mode=0o600)
-        self._part = path.open("r+b")
-        self._decoder = DumpDecoder()
-        try:
-            while data := self._part.read(DUMP_CHUNK_BYTES):
-                self._decoder.feed(data)
-        except StorageError:  # torn by a crash of the machine
-            self._decoder = DumpDecoder()
-            self._part.seek(0)
-            self._part.truncate()
+    def _look_at_part(self) -> DumpDecoder:
+        if self._decoder is None:
+            decoder, size = DumpDecoder(), 0
+            self._part.touch(mode=0o600)
+            try:
+                with self._part.open("rb") as file:
+                    while data := file.read(DUMP_CHUNK_BYTES):
+                        decoder.feed(data)
+                        size += len(data)
+            except StorageError:  # torn by a crash of the machine
+                self._part.unlink()
+                decoder, size = DumpDecoder(), 0
+            self._decoder, self._part_bytes = decoder, size
+        return self._decoder
 
     def _forget(self) -> None:
-        if self._part is not None:
-            self._part.close()
-            self._part = None
-        self._clean("part.snapshot")
+        self._decoder = None
+        self._part.unlink(missing_ok=True)
 
-    def _clean(self, *names: str) -> None:
-        for name in names:
-            path = self._directory / name
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
+    def _clean(self, *directories: str) -> None:
+        for directory in directories:
+            shutil.rmtree(self._directory / directory, ignore_errors=True)
 
 
 def _header(answer: dict[str, Any]) -> Header:

@@ -2,7 +2,12 @@
 
 import uuid
 
+import pytest
+
 from node.testing import Daemon, LocalMesh
+
+PATIENCE_S = 100.0
+"""Processes are started for this, on machines that may be busy."""
 
 
 def flip(daemon: Daemon, text: bytes) -> int:
@@ -22,6 +27,7 @@ def thought_of(daemon: Daemon, session_id: str) -> tuple[int, str | None]:
     return answer.status, answer.body.get("session", answer.body).get("thought")
 
 
+@pytest.mark.timeout(400)
 def test_bits_that_flip_in_a_data_file(mesh: LocalMesh) -> None:
     mesh.start()
     words = [f"why is {uuid.uuid4().hex} so" for _ in range(20)]
@@ -33,8 +39,8 @@ def test_bits_that_flip_in_a_data_file(mesh: LocalMesh) -> None:
     assert damaged.stop() == 0
     assert flip(damaged, words[7].encode()) >= 1
     mesh.restart(name)
-    mesh.wait("it withdraws", lambda: "data_damaged" in damaged.log_text())
-    mesh.wait("it is repaired", lambda: "snapshot_installed" in damaged.log_text())
+    mesh.wait("it withdraws", lambda: "data_damaged" in damaged.log_text(), PATIENCE_S)
+    mesh.wait("it is repaired", lambda: "snapshot_installed" in damaged.log_text(), PATIENCE_S)
     mesh.wait_ready()
     assert thought_of(damaged, sessions[7]["id"]) == (200, words[7])
     status = damaged.status()
@@ -44,6 +50,7 @@ def test_bits_that_flip_in_a_data_file(mesh: LocalMesh) -> None:
     assert damaged.stop() == 0
     mesh.restart(name)
     mesh.wait_ready()
-    mesh.wait("its rows are checked", lambda: (damaged.status() or {}).get("rows_checked_s_ago") is not None)
+    checked = lambda: (damaged.status() or {}).get("rows_checked_s_ago") is not None  # noqa: E731
+    mesh.wait("its rows are checked", checked, PATIENCE_S)
     more = mesh.submit(thought="afterwards", branches=[{"ritual": "echo", "task": "x"}], on=name)
     mesh.wait_session(more["id"], on=name)
