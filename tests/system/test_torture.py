@@ -10,6 +10,6 @@ def test_half_a_minute_of_faults(tmp_path: Path) -> None:
     report = torture(Settings(duration_s=28.0, seed=1718, every_s=4.0), tmp_path, print)
     print(text_of(report))
     assert report.is_good, text_of(report)
-    assert len(report.plan) >= 6
+    assert len(report.faults) >= 6
     assert report.counts["acknowledged writes"] > 50
     assert report.counts["events"] > 300

@@ -44,6 +44,19 @@ class Planned:
         return f"{self.at_s:7.1f} s  {self.what}, {self.who}, for {self.hold_s:.1f} s"
 
 
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """When it really was, in seconds after the begin, and whom it met."""
+
+    planned: Planned
+    victim: str
+    from_s: float
+    to_s: float
+
+    def __str__(self) -> str:
+        return f"{self.planned.what} on {self.victim} ({self.planned.who}), {self.from_s:.1f} - {self.to_s:.1f} s"
+
+
 Hands = Callable[[Ground, Daemon, Planned], contextlib.AbstractContextManager[None]]
 
 

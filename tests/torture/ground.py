@@ -14,13 +14,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from node.testing import Daemon, LocalMesh
+from node.testing import Daemon, LocalMesh, MeshTestError
 from tests.system import lan as lan_module
 from tests.system.lan import Lan
 from tests.torture.shifted_clock import set_offset
 
 DISK_MB = 2048
 """Of the small disk, a memory file system that takes only what is written. Far more than half an hour fills."""
+
+RESIZE_TRIES = 50
+"""It cannot shrink below what it holds, and its node may write between the question and the act."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,9 +109,12 @@ class Ground:
     def resize_disk(self, *, is_full: bool) -> None:
         """A file system that shrinks to what it holds is a full one, and costs no memory."""
         assert self.small_disk is not None
-        used = shutil.disk_usage(self.small_disk).used
-        size = f"{used >> 10}k" if is_full else f"{DISK_MB}m"
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.small_disk)], check=True, capture_output=True)
+        for _ in range(RESIZE_TRIES):
+            size = f"{shutil.disk_usage(self.small_disk).used >> 10}k" if is_full else f"{DISK_MB}m"
+            command = ["mount", "-o", f"remount,size={size}", str(self.small_disk)]
+            if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+                return
+        raise MeshTestError(f"the small disk could not be resized in {RESIZE_TRIES} tries, because its node writes")
 
     @contextlib.contextmanager
     def out(self, daemons: list[Daemon]) -> Iterator[None]:

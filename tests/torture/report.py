@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from node.testing import LocalMesh
-from tests.torture.faults import Planned
+from tests.torture.faults import Happened
 from tests.torture.judgement import WITHIN_S, Availability
 
 
@@ -26,7 +26,7 @@ class Settings:
 @dataclass(slots=True)
 class Report:
     settings: Settings
-    plan: list[Planned]
+    faults: list[Happened]
     skipped: dict[str, str]
     counts: dict[str, int]
     availability: Availability
@@ -64,7 +64,7 @@ def text_of(report: Report) -> str:
     lines = [
         f"torture of {settings.duration_s / 60:g} minutes, {settings.nodes} nodes, a fault every "
         f"{settings.every_s:g} s, seed {settings.seed}",
-        f"  faults       {len(report.plan)}: {listed(Counter(fault.kind for fault in report.plan))}",
+        f"  faults       {len(report.faults)}: {listed(Counter(fault.planned.kind for fault in report.faults))}",
         *[f"  skipped      {kind}: {reason}" for kind, reason in report.skipped.items()],
         f"  operations   {counts.get('writes', 0):,} writes ({counts['acknowledged writes']:,} acknowledged, "
         f"{counts.get('unknown', 0):,} of unknown outcome), {counts.get('reads', 0):,} linearizable reads, "
@@ -75,7 +75,7 @@ def text_of(report: Report) -> str:
         f"{counts['streams resumed']:,} times",
         f"  available    {100 * available.share:.2f} % of {available.counted_s:.0f} s with a majority up "
         f"(a write acknowledged within 1 s); longest gap {available.longest_gap_s:.2f} s",
-        *[f"    {length:.2f} s at {clock(at_s)}, {during(report, at_s)}" for at_s, length in long_gaps(report)],
+        *[f"    {length:.2f} s at {at_s:.1f} s: {during(report, at_s)}" for at_s, length in long_gaps(report)],
         f"  checked      {counts['checked operations']:,} operations on {counts['checked sessions']:,} sessions",
         f"  violations   {len(report.violations)}",
     ]  # fmt: skip
@@ -93,13 +93,8 @@ def long_gaps(report: Report) -> list[tuple[float, float]]:
 
 def during(report: Report, at_s: float) -> str:
     """The faults that had begun last at that time."""
-    begun = [fault for fault in report.plan if fault.at_s <= at_s + WITHIN_S]
-    last = [fault for fault in begun if fault.at_s == begun[-1].at_s]
-    return " and ".join(f"{fault.what} on {fault.who} from {clock(fault.at_s)} for {fault.hold_s} s" for fault in last)
-
-
-def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60:02d}:{seconds % 60:04.1f}"
+    begun = [fault for fault in report.faults if fault.from_s <= at_s + WITHIN_S]
+    return " and ".join(str(fault) for fault in begun if fault.from_s == begun[-1].from_s) or "before the first fault"
 
 
 def listed(counts: dict[str, int] | Counter[str]) -> str:

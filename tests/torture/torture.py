@@ -9,7 +9,7 @@ from typing import Any
 
 from node.testing import Daemon, MeshTestError
 from tests.torture.clients import Board, Client, note_page
-from tests.torture.faults import Planned, carry_out, kinds_possible, plan, victim_of
+from tests.torture.faults import Happened, Planned, carry_out, kinds_possible, plan, victim_of
 from tests.torture.ground import Ground
 from tests.torture.history import History
 from tests.torture.judgement import (
@@ -51,6 +51,7 @@ class _Run:
         self._tell = tell
         self._history = History()
         self._lives = Lives()
+        self._happened: list[Happened] = []
         self._violations: list[str] = []
         daemons = ground.daemons
         self._watchers = [
@@ -97,12 +98,15 @@ class _Run:
             together = [fault for fault in waiting if fault.at_s == waiting[0].at_s]
             waiting = waiting[len(together) :]
             self._wait_until(together[0].at_s)
+            victim = victim_of(self._ground, together[0])
+            from_s = self._passed_s()
             with contextlib.ExitStack() as stack:
-                victim = victim_of(self._ground, together[0])
                 for fault in together:
                     self._tell(f"{self._clock()}  {fault.what} on {victim.name} ({fault.who}), {fault.hold_s} s")
                     stack.enter_context(carry_out(self._ground, victim, fault))
-                self._wait_until(together[0].at_s + max(fault.hold_s for fault in together))
+                # From when it has happened: stopping takes its time.
+                self._wait_until(self._passed_s() + max(fault.hold_s for fault in together))
+            self._happened += [Happened(fault, victim.name, from_s, self._passed_s()) for fault in together]
             self._tell(f"{self._clock()}  healed; {self._so_far()}")
         self._wait_until(self._settings.duration_s)
 
@@ -110,8 +114,11 @@ class _Run:
         while (left_s := self._begin + at_s - time.monotonic()) > 0:
             time.sleep(min(left_s, 0.5))
 
+    def _passed_s(self) -> float:
+        return time.monotonic() - self._begin
+
     def _clock(self) -> str:
-        passed, total = int(time.monotonic() - self._begin), int(self._settings.duration_s)
+        passed, total = int(self._passed_s()), int(self._settings.duration_s)
         return f"{passed // 60:02d}:{passed % 60:02d}/{total // 60:02d}:{total % 60:02d}"
 
     def _so_far(self) -> str:
@@ -162,10 +169,10 @@ class _Run:
             after = f"&after={page['next']}"
 
     def _end_watchers(self) -> None:
-        for watcher in self._watchers:
-            watcher.end()
-        for watcher in self._watchers:
-            watcher.join()
+        while running := [watcher for watcher in self._watchers if watcher.is_alive()]:
+            for watcher in running:
+                watcher.end()  # again, in case it was just connecting
+            running[0].join(0.2)
 
     def _stop_all(self) -> None:
         for daemon in self._ground.daemons:
@@ -193,7 +200,7 @@ class _Run:
         events = min(len(watcher.ids) for watcher in self._watchers)
         return Report(
             settings=self._settings,
-            plan=self._faults,
+            faults=self._happened,
             skipped=self._ground.skipped,
             counts={
                 **self._history.counts, "acknowledged writes": len(self._history.acknowledged_at),
