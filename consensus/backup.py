@@ -6,9 +6,8 @@ The log, the vote and the voters are not in it: they belong to a mesh, and a bac
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-import msgspec
-
-from consensus.journal import RAFT_TABLE, VOTERS_KEY, read_hard_state, read_term, write_base
+from consensus.journal import read_hard_state, read_term, write_base, write_configuration
+from consensus.membership import Configuration
 from consensus.state import tables
 from consensus.state.apply import digest
 from consensus.state.versions import COMMAND_VERSION
@@ -114,7 +113,7 @@ def load_backup(
     with store.write() as txn:
         # A mesh that has applied nothing is at index 1 as soon as it starts.
         write_base(txn, max(header.index, 1), max(header.term, 1))
-        txn.put(RAFT_TABLE, VOTERS_KEY, msgspec.msgpack.encode((node_id,)))
+        write_configuration(txn, max(header.index, 1), Configuration((node_id,)))
     return header
 
 

@@ -1,5 +1,7 @@
 """Compares this replica's tables with those of its peers, by digests taken at the same index. Pure."""
 
+from collections.abc import Collection
+
 from consensus.limits import CHECKPOINT_PERIOD_S, CHECKPOINTS_MAX
 from consensus.messages import Checkpoint
 from storage.ids import NodeId
@@ -28,8 +30,8 @@ class Comparison:
     def report(self, peer: NodeId, checkpoint: Checkpoint) -> None:
         self._reported[peer] = checkpoint
 
-    def count_against(self, applied_index: int) -> int:
-        """Peers whose tables were others when last compared."""
+    def count_against(self, applied_index: int, voters: Collection[NodeId]) -> int:
+        """Voters whose tables were others when last compared."""
         for peer, report in list(self._reported.items()):
             mine = self._digests.get(report.index)
             if mine is None:
@@ -41,4 +43,4 @@ class Comparison:
                 self._disagreeing.discard(peer)
             else:
                 self._disagreeing.add(peer)
-        return len(self._disagreeing)
+        return len(self._disagreeing.intersection(voters))

@@ -30,19 +30,19 @@ from consensus.limits import (
     STATUS_DELAY_S,
     RaftSettings,
 )
-from consensus.replica import (
+from consensus.replica import Replica
+from consensus.snapshot import Quarantine
+from consensus.steps import (
     Input,
     LinkUp,
     Output,
     Propose,
     ReadIndex,
-    Replica,
     ReplicaStatus,
     Resolved,
     StateMachine,
     TransferLeadership,
 )
-from consensus.snapshot import Quarantine
 from storage.errors import DiskFull, MapExhausted, StorageError
 from storage.ids import NodeId
 from storage.transactions import Store

@@ -29,9 +29,17 @@ class Election:
     def before_tick(self, now: float) -> None:
         """Take a passed deadline away from the engine and ask first."""
         engine = self.engine
-        if engine.is_leader or engine.election_deadline >= now or engine.is_transfer_in_progress or not engine.peers:
+        if engine.is_leader or engine.election_deadline >= now or engine.is_transfer_in_progress:
             return
-        if not any(engine.is_connected(peer) for peer in engine.peers):
+        if engine.is_sole_voter:
+            return
+        if not engine.is_voter:
+            # It learns, or waits to be told who votes: whoever leads will call.
+            self._heard_at = None
+            engine.forget_leader()
+            engine.election_deadline = now + engine.settings.election_max_s
+            return
+        if not any(engine.is_connected(peer) for peer in engine.voting_peers):
             self._asking_term, self._granted = None, set()
             engine.forget_leader()  # so that the first link that comes up is reason enough
             engine.election_deadline = now + engine.settings.election_min_s
@@ -44,7 +52,7 @@ class Election:
         # Asking is cheap and changes nothing, so ask again soon.
         heartbeat = engine.settings.heartbeat_s
         engine.election_deadline = now + engine.random_timeout(heartbeat, 2 * heartbeat)
-        for peer in engine.peers:
+        for peer in engine.voting_peers:
             if engine.is_connected(peer):
                 last_index, last_term = engine.journal.last_index, engine.journal.last_term
                 engine.owner.on_send(peer, RequestPreVote(engine.term, engine.term + 1, last_index, last_term))
@@ -78,6 +86,8 @@ class Election:
 
     def on_grant(self, peer: NodeId, message: PreVote) -> None:
         if message.term != self._asking_term or message.term != self.engine.term + 1 or self.engine.is_leader:
+            return
+        if peer not in self.engine.voting_peers:
             return
         self._granted.add(peer)
         if self._may_elect():

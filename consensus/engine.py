@@ -9,10 +9,8 @@ against the installed version.
 
 import logging
 import random
-import threading
 import zlib
 from collections import deque
-from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -33,6 +31,7 @@ from consensus.messages import (
     TimeoutNow,
     Vote,
 )
+from consensus.surroundings import Dice, NoPoller, NoSnapshots, surroundings
 from storage.ids import NodeId
 
 
@@ -65,39 +64,6 @@ class EngineOwner(Protocol):
         """Nothing is applied then."""
 
 
-class _Surroundings(threading.local):
-    """Of the engine that is being stepped on this thread."""
-
-    now: float = 0.0
-    dice: random.Random = random.Random(0)  # noqa: S311  # replaced before every use; nothing secret comes from it
-
-
-_surroundings = _Surroundings()
-
-
-class _Dice:
-    """In place of the module `random`."""
-
-    @staticmethod
-    def random() -> float:
-        return _surroundings.dice.random()
-
-
-class _NoPoller:
-    def poll(self, timeout: float) -> None:
-        """There are no sockets."""
-
-
-class _NoSnapshots:
-    """In place of the engine's serializer: nothing is dumped, and snapshots go their own way (`consensus.snapshot`)."""
-
-    def checkSerializing(self) -> tuple[int, None]:
-        return 0, None
-
-    def cancelTransmisstion(self, node: object) -> None:
-        """There is none."""
-
-
 class _Voter(Node):  # type: ignore[misc]  # the library has no types
     """A node whose hash does not depend on PYTHONHASHSEED: the engine iterates over sets of them, and a simulation must
     be the same twice."""
@@ -113,9 +79,17 @@ class _Voter(Node):  # type: ignore[misc]  # the library has no types
         return self is other or (isinstance(other, _Voter) and self.id == other.id)
 
 
-engine_module.monotonicTime = lambda: _surroundings.now
-engine_module.random = _Dice
-engine_module.createPoller = lambda kind: _NoPoller()
+class _Nodes(dict[NodeId, _Voter]):
+    """Everybody ever heard of, made when first asked for: authenticated peers, so there are few."""
+
+    def __missing__(self, node_id: NodeId) -> _Voter:
+        node = self[node_id] = _Voter(node_id)
+        return node
+
+
+engine_module.monotonicTime = lambda: surroundings.now
+engine_module.random = Dice
+engine_module.createPoller = lambda kind: NoPoller()
 engine_module.createJournal = lambda journal: journal
 logging.getLogger("pysyncobj").addHandler(logging.NullHandler())  # it reports what we count ourselves
 
@@ -147,32 +121,40 @@ class _Outbox(Transport):  # type: ignore[misc]  # the library has no types
 
 
 class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
-    """One Raft voter. Every method needs `enter` first in the same step."""
+    """One Raft voter or learner. Every method needs `enter` first in the same step.
+
+    Who is which follows the journal's configuration. A leader is a voter in its own configuration always: it never
+    appends one in which it is not. Whoever is no voter never stands for election, but grants votes like anybody: it
+    may be a voter already, and not know.
+    """
 
     _SyncObj__raftCommitIndex: int
     _SyncObj__raftLeader: Any
     _SyncObj__raftState: int
 
-    def __init__(
-        self, node_id: NodeId, voters: Iterable[NodeId], journal: Journal, settings: RaftSettings, owner: EngineOwner
-    ) -> None:
+    def __init__(self, node_id: NodeId, journal: Journal, settings: RaftSettings, owner: EngineOwner) -> None:
         self.node_id = node_id
         self.owner = owner
         self.journal = journal
         self.settings = settings
-        self.nodes = {voter: _Voter(voter) for voter in sorted(voters)}
-        self.peers = [voter for voter in self.nodes if voter != node_id]
-        self.majority = len(self.nodes) // 2 + 1
-        self._in_flight: dict[NodeId, deque[tuple[int, int]]] = {peer: deque() for peer in self.peers}
-        self._in_flight_bytes = dict.fromkeys(self.peers, 0)
-        self.is_probing = dict.fromkeys(self.peers, True)
-        self.commit_told = dict.fromkeys(self.peers, 0)
+        self.nodes = _Nodes()
+        self.is_voter = False
+        self.majority = 1
+        self.peers: list[NodeId] = []
+        """Voters and learners but this node: those who get the log."""
+        self.voting_peers: list[NodeId] = []
+        self._in_flight: dict[NodeId, deque[tuple[int, int]]] = {}
+        self._in_flight_bytes: dict[NodeId, int] = {}
+        self.is_probing: dict[NodeId, bool] = {}
+        self.commit_told: dict[NodeId, int] = {}
         self.withdrawn: set[NodeId] = set()
         """Peers whose tables are not to be trusted, as they said themselves."""
+        self._marks = ((surroundings.now, 0),) * 2
+        """Of a leader: two times, about an election timeout apart, and where its log ended then."""
         self._outbox = _Outbox()
         super().__init__(
             self.nodes[node_id],
-            [self.nodes[peer] for peer in self.peers],
+            [],
             SyncObjConf(
                 autoTick=False,
                 journalFile=journal,
@@ -186,13 +168,15 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             transport=self._outbox,
         )
         self._outbox.engine = self
-        self._SyncObj__serializer = _NoSnapshots()
+        self._SyncObj__serializer = NoSnapshots()
         self._SyncObj__raftLastApplied = max(journal.applied_index, 1)
+        journal.on_configuration = self._reconfigure
+        self._reconfigure()
 
     @staticmethod
     def enter(now: float, dice: random.Random) -> None:
         """From here on this thread's engine sees this time and these dice."""
-        _surroundings.now, _surroundings.dice = now, dice
+        surroundings.now, surroundings.dice = now, dice
 
     # -- what it knows --
 
@@ -247,6 +231,24 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         """The leader has asked this node to take over."""
         return bool(self._SyncObj__transferInProgress)
 
+    @property
+    def is_sole_voter(self) -> bool:
+        return self.is_voter and not self.voting_peers
+
+    @property
+    def has_committed_in_term(self) -> bool:
+        """Only then a leader knows all that is committed."""
+        return self.journal.term_at(self.commit_index) == self.term
+
+    def is_heard(self, peer: NodeId) -> bool:
+        """By a leader, within an election timeout; a new leader gives everyone so long."""
+        heard_at = self._SyncObj__lastResponseTime.get(self.nodes[peer])
+        return heard_at is not None and surroundings.now - float(heard_at) < self.settings.election_max_s
+
+    def is_caught_up(self, peer: NodeId) -> bool:
+        """It answers, and holds all that this leader held one or two election timeouts ago."""
+        return self.is_heard(peer) and self.match_index(peer) >= max(self._marks[0][1], 1)
+
     def is_connected(self, peer: NodeId) -> bool:
         return self.nodes[peer] in self._SyncObj__connectedNodes
 
@@ -259,15 +261,16 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def majority_heard_at(self, now: float) -> float:
         """Of a leader: when as many peers as make a majority with it had last acknowledged something."""
-        heard_at = sorted((self._SyncObj__lastResponseTime[self.nodes[peer]] for peer in self.peers), reverse=True)
-        return float(heard_at[self.majority - 2]) if self.majority > 1 else now
+        heard_at = [self._SyncObj__lastResponseTime[self.nodes[peer]] for peer in self.voting_peers]
+        return float(sorted(heard_at, reverse=True)[self.majority - 2]) if self.majority > 1 else now
 
     # -- what happens to it --
 
     def connect(self, peer: NodeId) -> None:
+        """Of anybody in the mesh: it may become a voter."""
         self._reset_window(peer)
         self._SyncObj__onNodeConnected(self.nodes[peer])
-        if self.is_leader:
+        if self.is_leader and peer in self.peers:
             # What was on its way may be lost. Start from what it is known to hold, or from the end if nothing is known,
             # and say at once who leads.
             held = self.match_index(peer) or self.journal.last_index
@@ -296,7 +299,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     def _agree(self) -> None:
         """The commit rule, as the engine has it, without its walk over every entry: a majority holds it, and it is of
         this term (Raft, section 5.4.2)."""
-        held = sorted([self.match_index(peer) for peer in self.peers], reverse=True)
+        held = sorted([self.match_index(peer) for peer in self.voting_peers], reverse=True)
         if held:
             index = min(held[self.majority - 2], self.journal.last_index)
             if index > self.commit_index and self.journal.term_at(index) == self.term:
@@ -346,6 +349,8 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             self._SyncObj__raftNextIndex[node] = max(sent, self._SyncObj__raftNextIndex[node])
 
     def _reset_window(self, peer: NodeId) -> None:
+        if peer not in self._in_flight:
+            return
         self._in_flight[peer].clear()
         self._in_flight_bytes[peer] = 0
         self.is_probing[peer] = True
@@ -357,15 +362,38 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             return False
         return self._in_flight_bytes[peer] < (1 if self.is_probing[peer] else self.settings.window_bytes)
 
+    def _reconfigure(self) -> None:
+        """The journal's configuration has changed: who gets the log, and who counts."""
+        configuration, own, nodes = self.journal.configuration, self.node_id, self.nodes
+        self.is_voter = own in configuration.voters
+        self.majority = configuration.majority
+        self.voting_peers = [voter for voter in configuration.voters if voter != own]
+        self.peers = [peer for peer in configuration.members if peer != own]
+        self._SyncObj__otherNodes = {nodes[peer] for peer in self.voting_peers}
+        self._SyncObj__readonlyNodes = {nodes[peer] for peer in configuration.learners if peer != own}
+        for peer in [peer for peer in self._in_flight if peer not in self.peers]:
+            del self._in_flight[peer], self._in_flight_bytes[peer], self.is_probing[peer], self.commit_told[peer]
+        for peer in self.peers:
+            if peer not in self._in_flight:
+                self._in_flight[peer] = deque()
+                self._reset_window(peer)
+                if self.is_leader:
+                    node = nodes[peer]
+                    self._SyncObj__raftNextIndex[node] = self.journal.last_index + 1
+                    self._SyncObj__raftMatchIndex[node], self._SyncObj__lastResponseTime[node] = 0, surroundings.now
+                    self._SyncObj__newAppendEntriesTime = 0.0
+
     def random_timeout(self, low: float, high: float) -> float:
-        return low + (high - low) * _surroundings.dice.random()
+        return low + (high - low) * surroundings.dice.random()
 
     # -- overrides of the engine's private members --
 
     def _SyncObj__sendAppendEntries(self) -> None:
         """To every connected peer: the entries it lacks, as far as its window allows; at least one message, which also
         is the heartbeat. Nothing is lost by stopping early: `next` only moves past what was sent."""
-        self._SyncObj__newAppendEntriesTime = _surroundings.now + self.settings.heartbeat_s
+        self._SyncObj__newAppendEntriesTime = surroundings.now + self.settings.heartbeat_s
+        if surroundings.now - self._marks[1][0] >= self.settings.election_max_s:
+            self._marks = (self._marks[1], (surroundings.now, self.journal.last_index))
         commit, journal = self.commit_index, self.journal
         batches: dict[int, tuple[AppendEntries, int]] = {}
         for peer in self.peers:
@@ -444,9 +472,10 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         if old is new:
             return
         if new is Role.LEADER:
+            self._marks = ((surroundings.now, self.journal.last_index),) * 2
             for peer in self.peers:
                 self._reset_window(peer)
         elif old is Role.LEADER:
             # A leader does not move its election deadline, so it lies in the past.
-            self._SyncObj__raftElectionDeadline = _surroundings.now + self._SyncObj__generateRaftTimeout()
+            self._SyncObj__raftElectionDeadline = surroundings.now + self._SyncObj__generateRaftTimeout()
         self.owner.on_role(old, new)

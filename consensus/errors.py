@@ -7,20 +7,6 @@ class ConsensusError(Exception):
     code = "consensus"
 
 
-class VotersChanged(ConsensusError):
-    """The data directory belongs to another set of voters than the one given."""
-
-    code = "voters_changed"
-
-    def __init__(self, stored: tuple[str, ...], given: tuple[str, ...]) -> None:
-        super().__init__(
-            f"this data directory was founded with the voters {', '.join(stored)}, but {', '.join(given)} were given; "
-            "start the node with the founding it belongs to, or with an empty data directory"
-        )
-        self.stored = stored
-        self.given = given
-
-
 class UpgradeRequired(ConsensusError):
     """The log holds a command that this version of the software cannot apply. To pass it over would be to diverge."""
 

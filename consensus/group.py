@@ -32,7 +32,11 @@ from consensus.engine import Role
 from consensus.errors import ProposalTimeout, Unavailable
 from consensus.inbox import PeerStream, StreamUp
 from consensus.limits import FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, READ_ANSWER_S, RaftSettings
-from consensus.replica import (
+from consensus.snapshot import AboutSnapshots
+from consensus.state.commands import Answer, AnyCommand
+from consensus.state.encoding import CommandError, encode_command
+from consensus.state.events import Numbered
+from consensus.steps import (
     LinkDown,
     LinkUp,
     Output,
@@ -44,10 +48,6 @@ from consensus.replica import (
     StateMachine,
     TransferLeadership,
 )
-from consensus.snapshot import AboutSnapshots
-from consensus.state.commands import Answer, AnyCommand
-from consensus.state.encoding import CommandError, encode_command
-from consensus.state.events import Numbered
 from consensus.waiting import Batch, Deadlines, IndexWaiters, SharedQuestion, tell
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction

@@ -29,6 +29,7 @@ from consensus.messages import (
     PreVote,
     ReadProbe,
     ReadProof,
+    Removed,
     RequestPreVote,
     RequestVote,
     TimeoutNow,
@@ -50,10 +51,15 @@ class Guard:
         self._votes: tuple[int, set[NodeId]] = (0, set())
         self.needs_snapshot = False
         """The leader's log no longer holds what this replica lacks."""
+        self.is_told_removed = False
+        """A member said that this node was removed, and nobody has sent it entries since."""
 
     def receive(self, peer: NodeId, message: AnyMessage, now: float) -> None:
         """`peer` is authenticated by the link; `message` has fields of the right types and ranges."""
-        if peer not in self.engine.peers:
+        if isinstance(message, Removed):
+            self.is_told_removed = True
+            return
+        if peer not in self.engine.peers and not self._may_stranger_say(peer, message, now):
             self.dropped["stranger"] += 1
             return
         term = message.sender_term
@@ -93,6 +99,19 @@ class Guard:
             case HigherTerm() | Checkpoint():
                 pass
 
+    # -- members and strangers --
+
+    def _may_stranger_say(self, peer: NodeId, message: AnyMessage, now: float) -> bool:
+        """The configuration here may be older than that of a leader or a candidate, so they are heard. But one that was
+        removed and does not know must not unseat a leader that is heard well (Ongaro, section 4.2.3): not even its term
+        is believed then."""
+        if isinstance(message, RequestVote | RequestPreVote):
+            if peer in self.engine.journal.applied_configuration[1].removed:
+                self.engine.owner.on_send(peer, Removed(self.engine.term))
+                return False
+            return not self.election.is_leader_fresh(now)
+        return isinstance(message, AppendEntries | Commit | ReadProbe)
+
     # -- row 4 --
 
     def _adopt_term(self, term: int) -> None:
@@ -121,7 +140,9 @@ class Guard:
     # -- row 5 --
 
     def _counts(self, peer: NodeId, term: int) -> bool:
-        """Whether this is the first vote of this voter in this term."""
+        """Whether this is the first vote of this voter in this term. Learners may vote; it does not count."""
+        if peer not in self.engine.voting_peers:
+            return False
         if self._votes[0] != term:
             self._votes = (term, set())
         if peer in self._votes[1]:
@@ -133,7 +154,7 @@ class Guard:
         if not self._is_of_this_term(message) or self.engine.role is not Role.CANDIDATE:
             self.dropped["late_vote"] += 1
         elif not self._counts(peer, message.sender_term):
-            self.dropped["repeated_vote"] += 1
+            self.dropped["uncounted_vote"] += 1
         else:
             self.engine.hand_over(peer, {"type": "response_vote", "term": message.sender_term})
 
@@ -152,7 +173,7 @@ class Guard:
         )
 
     def _on_timeout_now(self, peer: NodeId, message: TimeoutNow) -> None:
-        if peer != self.engine.leader or self.engine.is_leader:
+        if peer != self.engine.leader or self.engine.is_leader or not self.engine.is_voter:
             self.dropped["not_from_leader"] += 1
             return
         self.engine.hand_over(peer, {"type": "timeout_now", "term": message.sender_term})
@@ -195,6 +216,7 @@ class Guard:
             return
         self._rejection = None
         self.needs_snapshot = False
+        self.is_told_removed = False
         known = self._known(entries)
         if known:
             previous, previous_term, entries = entries[known - 1][1], entries[known - 1][2], entries[known:]

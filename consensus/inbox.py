@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from consensus.limits import INPUTS_PER_STEP_MAX, INPUTS_WAITING_MAX
-from consensus.replica import Input, LinkDown, LinkUp, PeerMessage, Propose
+from consensus.steps import Input, LinkDown, LinkUp, PeerMessage, Propose
 from storage.ids import NodeId
 
 

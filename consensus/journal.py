@@ -13,14 +13,15 @@ The camel-case methods are PySyncObj's `Journal`; positions there count from the
 the entries are in the log table as u64 key -> u64 term + raw command.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
 
-from consensus.errors import VotersChanged
 from consensus.limits import INDEX_MAX, RaftSettings
-from consensus.messages import NO_OP, Entry
+from consensus.membership import Configuration, decode_configuration
+from consensus.messages import CONFIGURATION, NO_OP, Entry
 from storage.ids import NodeId
 from storage.transactions import Store, Transaction
 
@@ -29,9 +30,13 @@ RAFT_TABLE = "raft"
 TABLES = (LOG_TABLE, RAFT_TABLE)
 
 HARD_KEY = b"hard"
-VOTERS_KEY = b"voters"
+_CONFIGURATION_KEY = b"configuration"
+"""Index and configuration: the latest that is applied. Later ones are in the log."""
+_VOTERS_KEY = b"voters"
+"""Where versions before 0.2 kept the voters of the founding; taken over at the first start."""
 QUARANTINE_KEY = b"quarantine"
 """Why this replica is in quarantine; no such row if it is not."""
+_CONFIGURATION_KIND = CONFIGURATION[0]
 _FORMAT = 1
 
 
@@ -58,9 +63,15 @@ class Journal:
         """The tick's transaction, while there is one: older entries are then read through it."""
         self.held_from = INDEX_MAX
         """Entries from here on are kept longer, for followers that are catching up."""
+        self.on_configuration: Callable[[], None] = lambda: None
+        """Called when `configuration` has changed."""
         with store.read() as txn:
             state = read_hard_state(txn)
             first, last = txn.first(LOG_TABLE), txn.last(LOG_TABLE)
+            self._configurations = [read_configuration(txn) or (0, Configuration())]
+            known_index = max(state.applied_index, self._configurations[0][0])
+            for key, value in txn.scan(LOG_TABLE, (known_index + 1).to_bytes(8, "big")):
+                self._note(int.from_bytes(key, "big"), value[8:])
         self._term, self._vote = state.term, state.vote
         self._commit_index, self.applied_index = state.commit_index, state.applied_index
         self._log_bytes = state.log_bytes
@@ -143,6 +154,37 @@ class Journal:
             return self._head
         raise IndexError(item)
 
+    # -- the configuration --
+
+    @property
+    def configuration(self) -> Configuration:
+        """The latest in the log, applied or not (row 17)."""
+        return self._configurations[-1][1]
+
+    @property
+    def applied_configuration(self) -> tuple[int, Configuration]:
+        """With its index."""
+        return self._configurations[0]
+
+    @property
+    def is_changing(self) -> bool:
+        """The latest configuration is not applied yet (row 9)."""
+        return len(self._configurations) > 1
+
+    def apply_configuration(self, index: int, txn: Transaction) -> None:
+        """That of the entry at `index`, which is committed, is the base from now on."""
+        if index <= self._configurations[0][0]:
+            return  # overruled: see `consensus.recovery`
+        while self._configurations[0][0] < index:
+            del self._configurations[0]
+        write_configuration(txn, *self._configurations[0])
+
+    def _note(self, index: int, command: bytes) -> None:
+        if command[0] == _CONFIGURATION_KIND:
+            configuration = decode_configuration(command[1:])
+            assert configuration is not None, f"log entry {index} is not the configuration that it was"
+            self._configurations.append((index, configuration))
+
     # -- changing --
 
     def add(self, command: bytes, idx: int, term: int) -> None:
@@ -153,6 +195,9 @@ class Journal:
         self._tail.append((command, idx, term))
         self._tail_bytes += len(command)
         self.last_index = idx
+        if command[0] == _CONFIGURATION_KIND:
+            self._note(idx, command)
+            self.on_configuration()
 
     def deleteEntriesFrom(self, position: int) -> None:
         index = self.first_index + position
@@ -164,6 +209,9 @@ class Journal:
             self._cut_from = index if self._cut_from is None else min(index, self._cut_from)
             self._flushed_last = index - 1
         self.last_index = index - 1
+        if self._configurations[-1][0] >= index:
+            self._configurations = [one for one in self._configurations if one[0] < index]
+            self.on_configuration()
         if index > self._tail_first:
             del self._tail[index - self._tail_first :]
         else:
@@ -278,19 +326,6 @@ class Journal:
         self._tail_first += evicted
 
 
-def check_founding(store: Store, voters: tuple[NodeId, ...]) -> None:
-    """Records the voters at the first start. Raises VotersChanged if the store belongs to others."""
-    with store.read() as txn:
-        stored = txn.get(RAFT_TABLE, VOTERS_KEY)
-    if stored is None:
-        with store.write() as txn:
-            txn.put(RAFT_TABLE, VOTERS_KEY, msgspec.msgpack.encode(voters))
-    else:
-        known = msgspec.msgpack.decode(stored, type=tuple[NodeId, ...])
-        if known != voters:
-            raise VotersChanged(known, voters)
-
-
 def read_quarantine(store: Store) -> str:
     """Why the replica of this store is in quarantine; empty if it is not."""
     with store.read() as txn:
@@ -304,6 +339,23 @@ def read_hard_state(txn: Transaction) -> HardState:
 
 def write_hard_state(txn: Transaction, state: HardState) -> None:
     txn.put(RAFT_TABLE, HARD_KEY, msgspec.msgpack.encode(state))
+
+
+def read_configuration(txn: Transaction) -> tuple[int, Configuration] | None:
+    """The latest one applied, with its index; what the log has up to there does not count. None if no replica ever ran
+    on this store."""
+    stored = txn.get(RAFT_TABLE, _CONFIGURATION_KEY)
+    if stored is not None:
+        return msgspec.msgpack.decode(stored, type=tuple[int, Configuration])
+    founders = txn.get(RAFT_TABLE, _VOTERS_KEY)
+    if founders is None:
+        return None
+    return 0, Configuration(msgspec.msgpack.decode(founders, type=tuple[NodeId, ...]))
+
+
+def write_configuration(txn: Transaction, index: int, configuration: Configuration) -> None:
+    txn.put(RAFT_TABLE, _CONFIGURATION_KEY, msgspec.msgpack.encode((index, configuration)))
+    txn.delete(RAFT_TABLE, _VOTERS_KEY)
 
 
 def read_term(txn: Transaction, index: int) -> int | None:

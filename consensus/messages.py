@@ -18,6 +18,7 @@ from consensus.limits import (
     INDEX_MAX,
     TERM_MAX,
 )
+from consensus.membership import decode_configuration
 from storage.ids import NodeId
 
 Term: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=TERM_MAX)]
@@ -27,7 +28,9 @@ Entry: TypeAlias = tuple[bytes, int, int]
 
 COMMAND = b"\x00"
 NO_OP = b"\x01"
-"""The kinds of entry. The engine knows two more, both pickles; they are never proposed and never accepted."""
+CONFIGURATION = b"\x10"
+"""The kinds of entry; the last one is ours. The engine knows two more, both pickles; they are never proposed and never
+accepted."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -115,6 +118,10 @@ class ReadProof(Message, frozen=True, tag=12):
     number: Index
 
 
+class Removed(Message, frozen=True, tag=20):
+    """To a node that asks for votes, from one that knows for sure that it was removed."""
+
+
 AnyMessage: TypeAlias = (
     AppendEntries
     | NextIndex
@@ -128,6 +135,7 @@ AnyMessage: TypeAlias = (
     | Checkpoint
     | ReadProbe
     | ReadProof
+    | Removed
 )
 
 EARLY = (AppendEntries, Commit, ReadProbe)
@@ -206,7 +214,8 @@ def are_entries_wellformed(message: AppendEntries) -> bool:
         index += 1
         if entry_index != index or entry_term < term or len(raw) > COMMAND_BYTES_MAX + 1:
             return False
-        if raw[:1] not in (COMMAND, NO_OP):
+        kind = raw[:1]
+        if kind != COMMAND and kind != NO_OP and (kind != CONFIGURATION or decode_configuration(raw[1:]) is None):
             return False
         term = entry_term
     return term <= message.sender_term

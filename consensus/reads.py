@@ -156,7 +156,7 @@ class Reads:
             for peer in engine.peers:
                 if engine.is_connected(peer):
                     engine.owner.on_send(peer, probe)
-        return self.rounds.take_confirmed(engine.peers, engine.majority)
+        return self.rounds.take_confirmed(engine.voting_peers, engine.majority)
 
     def _has_caught_up(self, index: int) -> bool:
         return index <= self.engine.applied_index and self._is_of_this_term(index)

@@ -13,12 +13,14 @@ from consensus.journal import (
     LOG_TABLE,
     QUARANTINE_KEY,
     RAFT_TABLE,
-    VOTERS_KEY,
+    read_configuration,
     read_hard_state,
     read_term,
+    write_configuration,
     write_hard_state,
 )
-from consensus.messages import COMMAND
+from consensus.membership import Configuration, decode_configuration
+from consensus.messages import COMMAND, CONFIGURATION
 from consensus.state import queries
 from consensus.state.encoding import CommandError, decode_command
 from storage.ids import NodeId
@@ -56,17 +58,21 @@ class Survivor(msgspec.Struct, frozen=True, kw_only=True):
 
 def examine(txn: Transaction) -> Survivor | None:
     """None if no replica ever ran on this store."""
-    stored = txn.get(RAFT_TABLE, VOTERS_KEY)
+    stored = read_configuration(txn)
     last = txn.last(LOG_TABLE)
     if stored is None or last is None:
         return None
     hard = read_hard_state(txn)
+    index, configuration = stored
+    for _, value in txn.scan(LOG_TABLE, u64(max(hard.applied_index, index) + 1)):
+        if value[8:9] == CONFIGURATION:
+            configuration = decode_configuration(value[9:]) or configuration
     last_index = from_u64(last[0])
     commit_index = min(max(hard.commit_index, hard.applied_index), last_index)
     start, stop = u64(commit_index + 1), u64(commit_index + 1 + UNCERTAIN_SHOWN_MAX)
     canary = queries.last_canary(txn)
     return Survivor(
-        voters=msgspec.msgpack.decode(stored, type=tuple[NodeId, ...]),
+        voters=configuration.voters,
         term=hard.term,
         last_index=last_index,
         last_term=read_term(txn, last_index) or 0,
@@ -83,14 +89,18 @@ def examine(txn: Transaction) -> Survivor | None:
 
 
 def found_alone(txn: Transaction, node_id: NodeId) -> None:
-    """The replica of this store votes alone from its next start on, in a higher term, and commits all that it holds."""
+    """The replica of this store votes alone from its next start on, in a higher term, and commits all that it holds;
+    only not the configurations among it."""
     hard = read_hard_state(txn)
     write_hard_state(txn, msgspec.structs.replace(hard, term=hard.term + 1, vote=None))
-    txn.put(RAFT_TABLE, VOTERS_KEY, msgspec.msgpack.encode((node_id,)))
+    last = txn.last(LOG_TABLE)
+    write_configuration(txn, 0 if last is None else from_u64(last[0]), Configuration((node_id,)))
     txn.delete(RAFT_TABLE, QUARANTINE_KEY)
 
 
 def _kind(entry: bytes) -> str:
+    if entry[:1] == CONFIGURATION:
+        return "change of voters or learners"
     if entry[:1] != COMMAND:
         return "nothing (a new leader's first entry)"
     try:

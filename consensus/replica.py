@@ -1,4 +1,4 @@
-"""One voter as a synchronous machine: inputs and the time go in, what to say and what has been decided comes out.
+"""One voter or learner as a synchronous machine: inputs and time go in, what to say and what is decided comes out.
 
 One step = one tick of the engine = at most one write transaction = one fsync. New log entries, term and vote, the rows
 changed by applied commands and the applied index are committed together, so applied state never disagrees with the
@@ -18,7 +18,7 @@ No clock, no dice, no I/O but the store.
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import msgspec
 
@@ -27,10 +27,13 @@ from consensus.election import Election
 from consensus.engine import Engine, Role
 from consensus.errors import ApplyFailed, ReplicaDead, SnapshotInstalled, UpgradeRequired
 from consensus.guard import Guard
-from consensus.journal import QUARANTINE_KEY, RAFT_TABLE, Journal, check_founding, read_quarantine
+from consensus.journal import QUARANTINE_KEY, RAFT_TABLE, Journal, read_quarantine
 from consensus.limits import COMMAND_BYTES_MAX, RaftSettings
+from consensus.members import Members, begin
+from consensus.membership import Change, Refusal
 from consensus.messages import (
     COMMAND,
+    CONFIGURATION,
     EARLY,
     AnyMessage,
     Checkpoint,
@@ -41,117 +44,26 @@ from consensus.messages import (
     pack_frames,
 )
 from consensus.reads import Reads
-from consensus.snapshot import AboutSnapshots, HoldLog, InstallSnapshot, LogHold, Quarantine, Tables, install
+from consensus.snapshot import HoldLog, InstallSnapshot, LogHold, Quarantine, install
+from consensus.steps import (
+    Input,
+    LinkDown,
+    LinkUp,
+    Output,
+    PeerMessage,
+    Propose,
+    ProposeChange,
+    ReadIndex,
+    ReplicaStatus,
+    Resolved,
+    SpeakEarly,
+    StateMachine,
+    TransferLeadership,
+)
 from storage.dump import Header
 from storage.errors import StorageError, StoreBusy
 from storage.ids import NodeId
-from storage.transactions import Store, Transaction, WriteTransaction
-
-
-class StateMachine(Tables, Protocol):
-    """What the log is applied to. Total and deterministic: it answers every bytes, and never raises anything but
-    StorageError; what it raises kills the replica."""
-
-    def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Any, Sequence[Any]]:
-        """Its answer to the proposer and its events for watchers."""
-
-    def checkpoint(self, txn: Transaction, index: int, command: bytes) -> bytes | None:
-        """Digest of the tables after `command` was applied, at the commands chosen to compare replicas; else None."""
-
-
-class PeerMessage(msgspec.Struct, frozen=True):
-    """A frame from an authenticated peer, in the order in which it was sent."""
-
-    peer: NodeId
-    frame: bytes
-
-
-class LinkUp(msgspec.Struct, frozen=True):
-    peer: NodeId
-
-
-class LinkDown(msgspec.Struct, frozen=True):
-    """`closed_by_peer`: with EOF or a reset, so its process is gone; not by silence."""
-
-    peer: NodeId
-    closed_by_peer: bool
-
-
-class Propose(msgspec.Struct, frozen=True):
-    """`token` comes back in `Resolved`; the caller chooses it and never uses it twice."""
-
-    token: int
-    command: bytes
-
-
-class ReadIndex(msgspec.Struct, frozen=True):
-    """Up to which index must a read see that begins now? `token` comes back in `Resolved`, as that of a proposal."""
-
-    token: int
-
-
-class TransferLeadership(msgspec.Struct, frozen=True):
-    """Hand over to the most caught-up peer, if this replica leads; given up after an election timeout."""
-
-
-SpeakEarly: TypeAlias = Callable[[list[tuple[NodeId, bytes]]], None]
-"""Takes frames for peers, in order, before those of the step's output."""
-
-Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Propose | ReadIndex | TransferLeadership | AboutSnapshots
-
-
-class Resolved(msgspec.Struct, frozen=True):
-    """The end of a proposal. Errors: `not_leader` (never entered the log), `discarded` (leadership was lost; it may yet
-    be applied), `too_large`, `quarantined`. Without an error it was applied at `index` and `answer` is durable.
-
-    Also the end of a `ReadIndex`. Errors: `not_leader` (or no more), `overloaded`. Without an error whoever has applied
-    `index` sees all that was acknowledged anywhere before the read was asked."""
-
-    token: int
-    index: int
-    answer: Any
-    error: str | None
-
-
-class ReplicaStatus(msgspec.Struct, frozen=True):
-    node_id: NodeId
-    role: Role
-    term: int
-    leader: NodeId | None
-    commit_index: int
-    applied_index: int
-    last_index: int
-    first_index: int
-    voters: tuple[NodeId, ...]
-    connected: tuple[NodeId, ...]
-    match_index: dict[NodeId, int]
-    """Of each peer, while leader: what it holds durably."""
-    is_quarantined: bool
-    """Its tables are damaged: this replica must not be asked."""
-    checkpoint: tuple[int, bytes] | None
-    """Index and table digest after the newest checkpoint applied since the start."""
-    dropped: dict[str, int]
-    """Messages of peers that were not believed, by reason."""
-    fresh_at: float = float("-inf")
-    """See `consensus.reads.Reads`; in the time that is given to `step`."""
-    quarantine_reason: str = ""
-    needs_snapshot: bool = False
-    """To go on it needs one: its tables are damaged, or the leader's log no longer holds what it lacks."""
-    withdrawn: tuple[NodeId, ...] = ()
-    """Of a leader: peers that are in quarantine."""
-    installed_index: int = 0
-    """In one status only: a snapshot of this index has replaced the tables, and no events tell what led to it."""
-
-
-class Output(msgspec.Struct, frozen=True):
-    """Everything in it is durable and may be told."""
-
-    messages: list[tuple[NodeId, bytes]]
-    resolved: list[Resolved]
-    events: list[Any]
-    status: ReplicaStatus
-    next_deadline: float
-    """Step again at this time if nothing arrives before; the current time if there is more to do at once."""
+from storage.transactions import Store, WriteTransaction
 
 
 class Replica:
@@ -165,28 +77,26 @@ class Replica:
         rng: random.Random,
         now: float,
     ) -> None:
-        """The store needs `journal.TABLES` and those of the machine. At the first start the voters are recorded.
-        Raises VotersChanged, StorageError, ValueError if `node_id` is not a voter."""
-        if node_id not in voters:
-            raise ValueError(f"{node_id} is not one of the voters")
+        """The store needs `journal.TABLES` and those of the machine. `voters` are those of the founding: the first
+        configuration, at the first start. A newcomer knows none: whoever leads will tell it."""
         self.node_id = node_id
-        self.voters = tuple(sorted(voters))
         self._store = store
         self._machine = machine
         self._settings = settings
         self._rng = rng
         self._is_dead = False
-        check_founding(store, self.voters)
+        begin(store, voters)
         self.quarantine_reason = self._durable_quarantine = read_quarantine(store)
         """Empty: it is in none. In quarantine nothing is applied, so that a snapshot of others is soon ahead; it goes
         on voting and storing the log, which is not in doubt."""
         Engine.enter(now, rng)
         self.journal = Journal(store, settings)
-        self.engine = Engine(node_id, self.voters, self.journal, settings, self)
+        self.engine = Engine(node_id, self.journal, settings, self)
         self.election = Election(self.engine)
         self.reads = Reads(self.engine)
         self.guard = Guard(self.engine, self.election, self.reads)
-        if not self.engine.peers:
+        self.members = Members(self.engine)
+        if self.engine.is_sole_voter:
             self.engine.election_deadline = 0.0
         self._txn: WriteTransaction | None = None
         self._now = now
@@ -239,7 +149,7 @@ class Replica:
             engine.applied_index,
             self.journal.last_index,
             self.journal.first_index,
-            self.voters,
+            self.journal.configuration.voters,
             self._connected,
             {peer: engine.match_index(peer) for peer in engine.peers} if engine.is_leader else {},
             self.is_quarantined,
@@ -249,6 +159,13 @@ class Replica:
             self.quarantine_reason,
             self.is_quarantined or self.guard.needs_snapshot,
             tuple(sorted(engine.withdrawn)) if engine.withdrawn and engine.is_leader else (),
+            0,
+            self.journal.configuration,
+            self.journal.is_changing,
+            self.guard.is_told_removed or self.node_id in self.journal.configuration.removed,
+            self.members.heard,
+            self.members.caught_up,
+            engine.is_leader and not engine.has_committed_in_term,
         )
 
     @property
@@ -274,7 +191,7 @@ class Replica:
             engine.lead()
             self._speak_early(speak_early)
         engine.tick()
-        if not engine.peers:
+        if engine.is_sole_voter:
             engine.tick()  # alone, what was just appended is agreed; it becomes durable and applied in one
         if engine.role is Role.CANDIDATE and engine.term != term:
             self.election.on_started(now)
@@ -289,6 +206,8 @@ class Replica:
             followers = self._connected if engine.is_leader else ()
             held = [engine.match_index(peer) for peer in followers]
             self.journal.held_from = self._log_hold.needed_from(held, now)
+        if self.members.look(now):
+            self._note_links()
         if self.journal.is_dirty:
             self.journal.flush(self._write())
         if self._txn is not None:
@@ -314,13 +233,16 @@ class Replica:
             case ReadIndex(token):
                 if error := self.reads.ask(token):
                     self._resolved.append(Resolved(token, 0, None, error))
+            case ProposeChange(token, change):
+                self._propose_change(token, change)
             case LinkUp(peer):
-                if peer in self.engine.peers:
+                if peer != self.node_id:
                     self.engine.connect(peer)
                     self._note_links()
-                    self.election.link_up(self._now)
+                    if peer in self.engine.voting_peers:
+                        self.election.link_up(self._now)
             case LinkDown(peer, closed_by_peer):
-                if peer in self.engine.peers:
+                if peer != self.node_id:
                     self.engine.disconnect(peer)
                     self._note_links()
                     self.election.link_down(peer, closed_by_peer=closed_by_peer, now=self._now)
@@ -349,18 +271,40 @@ class Replica:
         else:
             self._resolved.append(Resolved(token, 0, None, error))
 
+    def _propose_change(self, token: int, change: Change) -> None:
+        journal = self.journal
+        before = journal.configuration
+        verdict = self.members.propose(change) if self._transfer_until is None else None
+        if verdict is None:
+            if self.engine.is_leader:
+                self._start_transfer()  # it is not to vote any more: another one makes the change
+            self._resolved.append(Resolved(token, 0, None, "not_leader"))
+        elif isinstance(verdict, Refusal):
+            self._resolved.append(Resolved(token, 0, verdict, "refused"))
+        elif journal.configuration is not before:
+            self.on_appended(journal.last_index, token)
+        elif journal.is_changing:
+            self._resolved.append(Resolved(token, 0, None, "discarded"))  # as it is to be, but not committed
+        else:
+            self._resolved.append(Resolved(token, journal.applied_configuration[0], verdict, None))
+
     def _write(self) -> WriteTransaction:
         if self._txn is None:
             self._txn = self.journal.open_txn = self._store.begin_write()
         return self._txn
 
     def _speak_early(self, speak_early: SpeakEarly | None) -> None:
-        if speak_early is None or not self.engine.is_leader or self.engine.term != self._durable_term:
+        if speak_early is None or not self._may_speak_early():
             return
         early = [said for said in self._outbox if isinstance(said[1], EARLY)]
         self._outbox = [said for said in self._outbox if not isinstance(said[1], EARLY)]
         if early:
             speak_early(pack_frames(early, self._settings.batch_bytes))
+
+    def _may_speak_early(self) -> bool:
+        """A sole voter may not: what it tells learners is committed by its own disk alone."""
+        engine = self.engine
+        return engine.is_leader and engine.term == self._durable_term and not engine.is_sole_voter
 
     def _speak(self) -> Output:
         messages, self._outbox = pack_frames(self._outbox, self._settings.batch_bytes), []
@@ -408,7 +352,7 @@ class Replica:
     # -- handing over --
 
     def _start_transfer(self) -> None:
-        if self.engine.is_leader and self.engine.peers and self._transfer_until is None:
+        if self.engine.is_leader and self.engine.voting_peers and self._transfer_until is None:
             self._transfer_until = self._now + self._settings.election_max_s
             self._has_asked_successor = False
 
@@ -434,6 +378,8 @@ class Replica:
         txn: WriteTransaction | None = None
         for raw, index, _ in entries:
             if raw[:1] != COMMAND:
+                if raw[:1] == CONFIGURATION:
+                    self._apply_configuration(index)
                 continue
             txn = txn or self._write()
             command = raw[1:]
@@ -451,6 +397,12 @@ class Replica:
             token = waiting.pop(index, None)
             if token is not None:
                 resolved.append(Resolved(token, index, answer, None))
+
+    def _apply_configuration(self, index: int) -> None:
+        self.journal.apply_configuration(index, self._write())
+        token = self._waiting.pop(index, None)
+        if token is not None:
+            self._resolved.append(Resolved(token, index, self.journal.applied_configuration[1], None))
 
     def take_proposals(self) -> list[tuple[int, bytes]]:
         proposals, self._proposals = self._proposals, []
@@ -477,7 +429,7 @@ class Replica:
                     self.on_send(peer, Checkpoint(self.engine.term, index, digest))
 
     def _compare_checkpoints(self) -> None:
-        if self._comparison.count_against(self.engine.applied_index) >= self.engine.majority:
+        if self._comparison.count_against(self.engine.applied_index, self.engine.voting_peers) >= self.engine.majority:
             self.quarantine_reason = self.quarantine_reason or "a majority of the voters has other tables"
         if self.is_quarantined:
             self._start_transfer()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from consensus.errors import Unavailable
 from consensus.limits import READS_WAITING_MAX
-from consensus.replica import Resolved
+from consensus.steps import Resolved
 
 News = TypeVar("News")
 

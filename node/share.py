@@ -11,12 +11,12 @@ from consensus.engine import Role
 from consensus.errors import ConsensusError
 from consensus.group import Group
 from consensus.machine import DomainMachine
-from consensus.replica import ReplicaStatus
 from consensus.state import queries
 from consensus.state.commands import Applied, RegisterMember
 from consensus.state.encoding import is_submission
 from consensus.state.events import Numbered
 from consensus.state.rows import Lease
+from consensus.steps import ReplicaStatus
 from mesh.mesh import Mesh
 from node.disk import DiskWatch
 from node.executor.executor import Executor

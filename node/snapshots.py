@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import msgspec
 import structlog
 
-from consensus.replica import ReplicaStatus
 from consensus.snapshot import AboutSnapshots, HoldLog, InstallSnapshot, Quarantine, identity
+from consensus.steps import ReplicaStatus
 from node.workshop import DataDamaged, WorkFailed
 from storage.dump import Header
 from storage.errors import StorageError

@@ -13,9 +13,9 @@ from typing import Protocol
 import structlog
 
 from consensus.errors import ConsensusError
-from consensus.replica import ReplicaStatus
 from consensus.state import queries
 from consensus.state.commands import Answer, AnyCommand, AssignBranches, Refused
+from consensus.steps import ReplicaStatus
 from node.scheduler.policy import BATCH_MAX, LinkView, View, decide, free_places
 from storage.errors import StorageError
 from storage.ids import NodeId

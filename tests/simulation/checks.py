@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 
 from consensus.engine import Role
-from consensus.replica import Output
+from consensus.steps import Output
 from storage.ids import NodeId
 from storage.memory import MemoryStore
 from tests.simulation.machine import APPLIED_TABLE, table_digest

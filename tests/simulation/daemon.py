@@ -17,9 +17,10 @@ from consensus.errors import SnapshotInstalled
 from consensus.group import Group
 from consensus.inbox import Posted, Stop, StreamUp
 from consensus.limits import DISK_FULL_RETRY_S
-from consensus.replica import LinkDown, LinkUp, Output, Propose, ReadIndex, Replica, Resolved, TransferLeadership
+from consensus.replica import Replica
 from consensus.state.commands import Outcome, RegisterMember
 from consensus.state.rows import RitualOffer
+from consensus.steps import LinkDown, LinkUp, Output, Propose, ReadIndex, Resolved, TransferLeadership
 from mesh.bootstrap import Bootstrap
 from mesh.founder import Founder
 from mesh.handshake import Hello

@@ -7,9 +7,9 @@ from unittest import mock
 import node.share
 from consensus.engine import Role
 from consensus.journal import TABLES as JOURNAL_TABLES
-from consensus.replica import Output
 from consensus.state import queries, tables
 from consensus.state.apply import digest
+from consensus.steps import Output
 from node.wiring import FOUNDING_TABLE
 from storage.errors import DiskFull
 from storage.ids import NodeId

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from consensus.engine import Role
 from consensus.errors import SnapshotInstalled
-from consensus.replica import LinkDown, LinkUp, Output, PeerMessage, Propose, Replica, TransferLeadership
+from consensus.replica import Replica
+from consensus.steps import LinkDown, LinkUp, Output, PeerMessage, Propose, TransferLeadership
 from storage.ids import NodeId
 from storage.transactions import Transaction
 from tests.simulation.machine import RecordingMachine
@@ -36,10 +37,14 @@ class Process(Life):
         self.made: Made | None = None
         self.asked_at = float("-inf")
         store, now = world.stores[node_id], world.clock.now
-        self.replica = Replica(node_id, world.ids, store, self.machine, world.settings, self.dice, now)
+        self.replica = Replica(node_id, self.founders(), store, self.machine, world.settings, self.dice, now)
         world.checks.starts(node_id, self.replica.status.applied_index)
         self._stepper = Stepper(self, self.replica, self._send, self._speak, self._on_broken)
         self.give = self._stepper.give
+
+    def founders(self) -> Sequence[NodeId]:
+        """The voters that it is told at its first start."""
+        return self.world.ids
 
     def link_up(self, peer: NodeId) -> None:
         self.give(LinkUp(peer))

@@ -4,7 +4,7 @@ import random
 from typing import TYPE_CHECKING
 
 from consensus.engine import Role
-from consensus.replica import ReadIndex, Resolved
+from consensus.steps import ReadIndex, Resolved
 from tests.simulation.checks import Violation
 
 if TYPE_CHECKING:

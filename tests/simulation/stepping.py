@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from consensus.errors import SnapshotInstalled
-from consensus.replica import Input, Output, Propose, ReadIndex, Replica
+from consensus.replica import Replica
+from consensus.steps import Input, Output, Propose, ReadIndex
 from storage.errors import DiskFull
 from storage.ids import NodeId
 

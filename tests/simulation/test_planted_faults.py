@@ -25,7 +25,8 @@ from consensus.messages import (
     pack_frames,
 )
 from consensus.reads import ReadRounds, Reads
-from consensus.replica import LinkDown, LinkUp, ReadIndex, Replica
+from consensus.replica import Replica
+from consensus.steps import LinkDown, LinkUp, ReadIndex
 from storage.errors import DiskFull
 from storage.ids import NodeId
 from storage.transactions import Transaction

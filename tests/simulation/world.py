@@ -14,7 +14,7 @@ from typing import Protocol
 from consensus.engine import Role
 from consensus.journal import TABLES
 from consensus.limits import RaftSettings
-from consensus.replica import Output
+from consensus.steps import Output
 from storage.ids import NodeId
 from storage.memory import MemoryStore
 from tests.simulation import faults

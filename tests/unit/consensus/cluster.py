@@ -7,7 +7,8 @@ from consensus.engine import Role
 from consensus.journal import TABLES
 from consensus.limits import RaftSettings
 from consensus.messages import AnyMessage, decode_frame, encode_frame
-from consensus.replica import Input, LinkDown, LinkUp, Output, PeerMessage, Propose, Replica, Resolved
+from consensus.replica import Replica
+from consensus.steps import Input, LinkDown, LinkUp, Output, PeerMessage, Propose, Resolved
 from storage.ids import NodeId
 from storage.memory import MemoryStore
 from tests.simulation.machine import APPLIED_TABLE, RecordingMachine, table_digest

@@ -5,10 +5,11 @@ import random
 from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.limits import RaftSettings
 from consensus.machine import DomainMachine
-from consensus.replica import Output, Propose, Replica
+from consensus.replica import Replica
 from consensus.state.commands import AnyCommand
 from consensus.state.encoding import encode_command
 from consensus.state.tables import TABLES as STATE_TABLES
+from consensus.steps import Output, Propose
 from storage.ids import NodeId
 from storage.transactions import Store
 from tests.unit.state.model import S1, S2, A, assign, assignment, register, submit

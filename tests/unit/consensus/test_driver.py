@@ -14,10 +14,10 @@ from consensus.inbox import StreamUp
 from consensus.journal import TABLES
 from consensus.limits import RaftSettings
 from consensus.machine import DomainMachine
-from consensus.replica import LinkUp, Output, Propose
 from consensus.state.commands import Canary
 from consensus.state.encoding import encode_command
 from consensus.state.tables import TABLES as DOMAIN_TABLES
+from consensus.steps import LinkUp, Output, Propose
 from storage.ids import NodeId
 from storage.memory import MemoryStore
 from tests.unit.consensus.pipes import close_pipes, pipe

@@ -8,7 +8,7 @@ import pytest
 
 from consensus.inbox import Inbox, Stop, StreamUp
 from consensus.limits import INPUTS_PER_STEP_MAX
-from consensus.replica import LinkDown, LinkUp, PeerMessage, Propose, TransferLeadership
+from consensus.steps import LinkDown, LinkUp, PeerMessage, Propose, TransferLeadership
 from storage.ids import NodeId
 from tests.unit.consensus.pipes import PipeStream, close_pipes, pipe
 

@@ -6,6 +6,7 @@ import pytest
 
 from consensus.journal import LOG_TABLE, TABLES, Journal, read_hard_state
 from consensus.limits import INDEX_MAX, RaftSettings
+from consensus.messages import COMMAND
 from storage.memory import MemoryStore
 
 SMALL = RaftSettings(tail_entries_max=8, tail_bytes_max=200, slice_bytes_max=40, slice_entries_max=4)
@@ -89,7 +90,7 @@ def test_it_is_a_list(seed: int) -> None:
         match dice.randrange(6):
             case 0 | 1:
                 for _i in range(dice.randrange(6)):
-                    entry = (dice.randbytes(dice.randrange(1, 30)), len(model) + 1, len(model))
+                    entry = (COMMAND + dice.randbytes(dice.randrange(1, 30)), len(model) + 1, len(model))
                     model.append(entry)
                     journal.add(*entry)
             case 2:
@@ -190,7 +191,7 @@ def test_a_compacted_log_is_the_rest_of_it(seed: int) -> None:
         match dice.randrange(6):
             case 0 | 1 | 2:
                 for _i in range(dice.randrange(6)):
-                    entry = (dice.randbytes(dice.randrange(1, 30)), len(model) + 1, len(model))
+                    entry = (COMMAND + dice.randbytes(dice.randrange(1, 30)), len(model) + 1, len(model))
                     model.append(entry)
                     journal.add(*entry)
             case 3:

@@ -25,7 +25,7 @@ from consensus.messages import (
     decode_frame,
     encode_frame,
 )
-from consensus.replica import PeerMessage
+from consensus.steps import PeerMessage
 from storage.ids import NodeId
 from tests.unit.consensus.cluster import IDS, Cluster
 

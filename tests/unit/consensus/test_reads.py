@@ -9,9 +9,9 @@ from consensus.errors import ProposalTimeout, Unavailable
 from consensus.limits import RaftSettings
 from consensus.messages import AppendEntries, Commit, ReadProbe, ReadProof, RequestVote
 from consensus.reads import ReadRounds
-from consensus.replica import ReadIndex
 from consensus.state import queries
 from consensus.state.commands import CancelSession
+from consensus.steps import ReadIndex
 from storage.ids import NodeId, SessionId
 from storage.memory import MemoryStore, MemoryTransaction
 from tests.unit.consensus.cluster import IDS, Cluster

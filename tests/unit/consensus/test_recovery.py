@@ -2,17 +2,17 @@
 
 import random
 
-import msgspec
-
 from consensus.engine import Role
-from consensus.journal import QUARANTINE_KEY, RAFT_TABLE, VOTERS_KEY
+from consensus.journal import QUARANTINE_KEY, RAFT_TABLE, read_configuration
 from consensus.limits import RaftSettings
 from consensus.machine import DomainMachine
+from consensus.membership import Configuration
 from consensus.messages import COMMAND, NO_OP, AppendEntries, encode_frame
 from consensus.recovery import UNCERTAIN_SHOWN_MAX, Uncertain, examine, found_alone
-from consensus.replica import LinkUp, PeerMessage, Replica
+from consensus.replica import Replica
 from consensus.state import queries
 from consensus.state.encoding import encode_command
+from consensus.steps import LinkUp, PeerMessage
 from storage.memory import MemoryStore
 from tests.unit.consensus.solo import ALL_TABLES, Solo
 from tests.unit.state.model import S1, A, B, C, register, session_id, submit
@@ -65,5 +65,5 @@ def test_alone_it_leads_in_a_higher_term_and_keeps_what_was_uncertain() -> None:
     solo.propose(submit(session_id(9)))
     with store.read() as txn:
         found = [session.id for session in queries.list_sessions(txn)]
-        assert msgspec.msgpack.decode(txn.get(RAFT_TABLE, VOTERS_KEY) or b"") == [A]
+        assert (read_configuration(txn) or (0, Configuration()))[1] == Configuration((A,))
     assert found == [session_id(9), session_id(2), S1]

@@ -1,17 +1,14 @@
 """Three replicas that hear each other at once: elections, commitment, restarts, handing over."""
 
-import random
-
 import pytest
 
 from consensus.engine import Role
-from consensus.errors import ReplicaDead, VotersChanged
+from consensus.errors import ReplicaDead
 from consensus.limits import COMMAND_BYTES_MAX, RaftSettings
 from consensus.messages import AppendEntries, NextIndex, decode_frame, encode_frame
-from consensus.replica import LinkDown, LinkUp, PeerMessage, Propose, Replica, TransferLeadership
+from consensus.steps import LinkDown, LinkUp, PeerMessage, Propose, TransferLeadership
 from storage.errors import DiskFull
 from storage.ids import NodeId
-from tests.simulation.machine import RecordingMachine
 from tests.unit.consensus.cluster import IDS, Cluster
 
 
@@ -175,12 +172,6 @@ def test_an_oversized_command_is_refused_before_it_enters_the_log() -> None:
     assert len(cluster.digests()) == 1
 
 
-def test_other_voters_than_at_the_founding_are_refused() -> None:
-    cluster = Cluster()
-    with pytest.raises(VotersChanged, match="founded with the voters a, b, c"):
-        Replica(IDS[0], IDS[:2], cluster.stores[IDS[0]], RecordingMachine(), RaftSettings(), random.Random(0), 0.0)
-
-
 def test_a_lagging_follower_is_sent_no_more_than_its_window() -> None:
     settings = RaftSettings(window_bytes=20_000, batch_bytes=4_000, commit_notice_s=0.0)
     cluster = Cluster(settings=settings)
@@ -246,7 +237,7 @@ def test_garbage_from_a_peer_is_dropped(frame: bytes) -> None:
     leader = cluster.elect()
     for i in IDS:
         cluster.inboxes[i].append(PeerMessage(next(j for j in IDS if j != i), frame))
-        cluster.inboxes[i].append(PeerMessage(NodeId("stranger"), encode_frame([AppendEntries(9, 9, 1, 0, [])])))
+        cluster.inboxes[i].append(PeerMessage(NodeId("stranger"), encode_frame([NextIndex(9, 9, False, True)])))
     cluster.run()
     assert cluster.leader == leader
     assert cluster.replicas[leader].status.dropped["stranger"] == 1
