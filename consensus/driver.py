@@ -185,6 +185,8 @@ class ReplicaDriver:
     def _drive(self) -> None:
         """Until told to stop. Raises what a step raises."""
         now = time.monotonic()
+        with self._store.read() as txn:
+            self._machine.check(txn)
         replica = Replica(self._node_id, self._voters, self._store, self._machine, self._settings, self._rng, now)
         inbox, monotonic = self._inbox, time.monotonic
         inputs: list[Input] | None = [*self._first_inputs, *(LinkUp(peer) for peer in sorted(inbox.links))]

@@ -39,6 +39,9 @@ class Tables(Protocol):
     @property
     def tables(self) -> Sequence[str]: ...
 
+    def check(self, txn: Transaction) -> None:
+        """Raises UpgradeRequired if it cannot go on with these rows."""
+
     def digest(self, txn: Transaction) -> bytes:
         """As it is maintained: cheap."""
 

@@ -14,6 +14,7 @@ Rules a reader must not break:
 
 from typing import assert_never
 
+from consensus.errors import UpgradeRequired
 from consensus.state import branches, members, sessions
 from consensus.state.commands import (
     Answer,
@@ -32,7 +33,8 @@ from consensus.state.commands import (
 from consensus.state.encoding import CommandError, decode_command
 from consensus.state.events import Numbered
 from consensus.state.limits import EVENTS_PRUNED_PER_COMMAND, EVENTS_RETAINED
-from consensus.state.tables import DIGEST_BYTES, DIGEST_KEY, EVENTS, STATE_DIGEST, Workspace, encode
+from consensus.state.tables import DIGEST_BYTES, DIGEST_KEY, EVENTS, STATE_DIGEST, VERSION_KEY, Workspace, encode
+from consensus.state.versions import COMMAND_VERSION
 from storage.keys import from_u64, u64
 from storage.transactions import Transaction
 
@@ -45,6 +47,8 @@ def apply(txn: Transaction, index: int, command: bytes) -> tuple[Answer, list[Nu
         decoded = decode_command(command)
     except CommandError as error:
         return Refused(index=index, code=error.code, message=error.message), []
+    if command[0] > 1:
+        _note_version(txn, command[:1])
     if isinstance(decoded, Canary):
         return members.canary(txn, index, decoded), []
     work = Workspace(txn, index, decoded.at_ms)
@@ -64,14 +68,30 @@ def digest(txn: Transaction) -> bytes:
     return txn.get(STATE_DIGEST, DIGEST_KEY) or _NO_ROWS
 
 
+def check_version(txn: Transaction) -> None:
+    """Raises UpgradeRequired if the rows are the work of commands that this software does not know, as after a step
+    back to an older version, or in a snapshot of a newer one: what it made of them would differ from the others."""
+    stored = txn.get(STATE_DIGEST, VERSION_KEY)
+    if stored is not None and stored[0] > COMMAND_VERSION:
+        raise UpgradeRequired(stored[0], COMMAND_VERSION)
+
+
 class StateMachine:
     """This module as the object that a replica drives."""
+
+    def check(self, txn: Transaction) -> None:
+        check_version(txn)
 
     def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Answer, list[Numbered]]:
         return apply(txn, index, command)
 
     def digest(self, txn: Transaction) -> bytes:
         return digest(txn)
+
+
+def _note_version(txn: Transaction, version: bytes) -> None:
+    if (txn.get(STATE_DIGEST, VERSION_KEY) or b"\x01") < version:
+        txn.put(STATE_DIGEST, VERSION_KEY, version)
 
 
 def _dispatch(work: Workspace, command: ChangingCommand) -> Answer:

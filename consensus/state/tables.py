@@ -65,7 +65,8 @@ PATTERNS: Final = "patterns"
 STATE_META: Final = "state_meta"
 """`counters` -> Counters"""
 STATE_DIGEST: Final = "state_digest"
-"""`digest` -> 16 bytes, `canary` -> LastCanary; apart, because a digest cannot digest itself"""
+"""`digest` -> 16 bytes, `canary` -> LastCanary, `version` -> one byte, the newest command version in the log so far;
+apart, because a digest cannot digest itself"""
 
 DIGESTED: Final = (
     MEMBERS,
@@ -89,6 +90,7 @@ TABLES: Final = (*DIGESTED, STATE_DIGEST)
 DIGEST_KEY: Final = b"digest"
 COUNTERS_KEY: Final = b"counters"
 CANARY_KEY: Final = b"canary"
+VERSION_KEY: Final = b"version"
 
 
 class Counters(Row, frozen=True, kw_only=True):

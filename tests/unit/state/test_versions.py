@@ -3,7 +3,8 @@
 import pytest
 
 from consensus.errors import UpgradeRequired
-from consensus.state import encoding, versions
+from consensus.state import apply, encoding, versions
+from consensus.state.apply import StateMachine
 from consensus.state.commands import Canary, RegisterMember
 from consensus.state.encoding import CommandError, decode_command, encode_command
 from consensus.state.queries import members
@@ -66,3 +67,21 @@ def test_the_slowest_member_decides_until_it_has_left() -> None:
     replica.accept(set_status(B, "left"))
     assert seen() == (2, [])
     assert versions.common([]) == 1
+
+
+def test_rows_of_a_newer_version_are_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a step back to an older version: what it made of them would differ."""
+    machine = StateMachine()
+    replica = Replica(register(A))
+    with monkeypatch.context() as newer:
+        newer.setattr(versions, "COMMAND_VERSION", 2)
+        newer.setattr(encoding, "COMMAND_VERSION", 2)
+        newer.setattr(apply, "COMMAND_VERSION", 2)
+        newer.setattr(versions, "SINCE", {Canary: 2})
+        for _ in range(2):
+            replica.accept(CANARY)
+        replica.accept(register(B))
+        with replica.store.read() as txn:
+            machine.check(txn)
+    with replica.store.read() as txn, pytest.raises(UpgradeRequired, match="upgrade this node"):
+        machine.check(txn)
