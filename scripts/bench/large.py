@@ -110,6 +110,9 @@ def fill(directory: Path) -> None:
                     index += 1
                     apply(txn, index, encode_command(command))
             write_base(txn, index, hard.term)
+    with store.read() as txn:
+        assert txn.count(tables.BRANCHES) == BRANCHES + BRANCHES // BRANCHES_PER_SESSION  # consolidations too
+        assert not queries.open_sessions(txn), "all are finished"
     store.close()
 
 

@@ -39,6 +39,8 @@ def test_bits_that_flip_in_a_data_file(mesh: LocalMesh) -> None:
     assert damaged.stop() == 0
     assert flip(damaged, words[7].encode()) >= 1
     mesh.restart(name)
+    reason = mesh.wait("it says so", lambda: (damaged.status() or {}).get("quarantine"), PATIENCE_S)
+    assert "not what was written" in reason
     mesh.wait("it withdraws", lambda: "data_damaged" in damaged.log_text(), PATIENCE_S)
     mesh.wait("it is repaired", lambda: "snapshot_installed" in damaged.log_text(), PATIENCE_S)
     mesh.wait_ready()

@@ -165,6 +165,8 @@ def test_a_follower_that_acknowledges_nothing_gets_no_work(monkeypatch: pytest.M
     now[0] += 60
     group.state.match_index = {OTHER: 10}
     assert dispatcher._stuck(now[0]) == set(), "it has everything"
+    group.state.withdrawn = (OTHER,)
+    assert dispatcher._stuck(now[0]) == {OTHER}, "its tables are damaged"
 
 
 def test_the_pulse_beats_only_while_leading(monkeypatch: pytest.MonkeyPatch) -> None:
