@@ -7,6 +7,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,7 @@ def main() -> int:
             print(planned)
         return 0
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="meshnode-torture-"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends everything, as Ctrl-C does
     tell(f"seed {settings.seed}; logs and data in {folder}")
     try:
         report = torture(settings, folder, tell, with_network=not arguments.loopback)
