@@ -18,6 +18,7 @@ No clock, no dice, no I/O but the store.
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -444,7 +445,8 @@ class Replica:
             self.guard.dropped["useless_snapshot"] += 1
             return
         try:
-            install(self._store, open_filled(), header)
+            with closing(open_filled()) as filled:
+                install(self._store, filled, header)
         except StoreBusy:
             self.guard.dropped["untimely_snapshot"] += 1
         else:

@@ -145,7 +145,10 @@ class Workshop:
         if code:
             last = problem.decode(errors="replace").strip().splitlines()[-1:]
             raise WorkFailed(f"the process that works on it ended with {code}: {' '.join(last)}")
-        answer: dict[str, Any] = json.loads(output)
+        try:
+            answer: dict[str, Any] = json.loads(output)
+        except ValueError as error:
+            raise WorkFailed(f"the process that works on it gave no answer: {error}") from error
         if "error" in answer:
             raise WorkFailed(answer["error"])
         if answer.get("sound") is False:
