@@ -446,7 +446,7 @@ class Replica:
             return
         try:
             with closing(open_filled()) as filled:
-                install(self._store, filled, header)
+                install(self._store, filled, header, self._machine.tables)
         except StoreBusy:
             self.guard.dropped["untimely_snapshot"] += 1
         else:

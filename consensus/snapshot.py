@@ -106,8 +106,8 @@ def check_header(header: Header, machine: Tables) -> None:
     mesh = header.about.get("raft")
     if header.about.get("kind") != KIND or not isinstance(mesh, dict):
         raise DamagedDump("it is no snapshot")
-    if set(header.tables) != set(machine.tables) or header.index < 1 or header.term < 0:
-        raise DamagedDump("it is a snapshot of other tables than this version has")
+    if not set(header.tables) <= set(machine.tables) or header.index < 1 or header.term < 0:
+        raise DamagedDump("it has tables that this version does not know: upgrade this node")
     if not all(isinstance(value, bytes) and key.encode() not in _OWN_ROWS for key, value in mesh.items()):
         raise DamagedDump("it claims to know what only this replica knows")
 
@@ -147,17 +147,17 @@ def is_sound(txn: Transaction, machine: Tables) -> bool:
     return machine.recomputed_digest(txn) == machine.digest(txn)
 
 
-def install(store: Store, filled: Store, header: Header) -> None:
+def install(store: Store, filled: Store, header: Header, tables: Sequence[str]) -> None:
     """Between two lives of the replica of `store`, on its thread. `filled` is what `fill` has made of the snapshot; the
-    store becomes it. A crash before the end leaves the store as it was. Raises StorageError."""
+    store becomes it. `tables` are those of the replica's machine: what else there is stays as it is. A crash before the
+    end leaves the store as it was. Raises StorageError."""
     with store.read() as own:
         hard = read_hard_state(own)
         assert header.index >= hard.applied_index, "a replica never goes back"
         _copy_log(own, filled, header)
         with filled.write() as txn:
-            replicated = {*header.tables, LOG_TABLE, RAFT_TABLE}
             for table in store.tables:
-                if table not in replicated:
+                if table not in (*tables, LOG_TABLE, RAFT_TABLE):
                     for key, value in own.scan(table):
                         txn.put(table, key, value)
             for key, value in own.scan(RAFT_TABLE):

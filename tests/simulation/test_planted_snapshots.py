@@ -1,6 +1,6 @@
 """Rows 14 to 16 of the table of known faults, as far as they are about snapshots: see `test_planted_faults`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
@@ -41,15 +41,15 @@ def test_row_14_a_snapshot_that_commits_what_comes_after_it(monkeypatch: Patch) 
             held = read_hard_state(txn).applied_index
         assert taken.header.index > held
         cluster.kill(old)
-        snapshot.install(store, taken.open_filled(), taken.header)
+        snapshot.install(store, taken.open_filled(), taken.header, RecordingMachine.tables)
         with store.read() as txn:
             assert read_hard_state(txn).commit_index == taken.header.index
 
     def plant() -> None:
         real = snapshot.install
 
-        def commits(store: MemoryStore, filled: MemoryStore, header: Header) -> None:
-            real(store, filled, header)
+        def commits(store: Store, filled: Store, header: Header, tables: Sequence[str]) -> None:
+            real(store, filled, header, tables)
             with store.write() as txn:
                 hard = read_hard_state(txn)
                 write_hard_state(txn, msgspec.structs.replace(hard, commit_index=hard.commit_index + 30))
@@ -98,7 +98,7 @@ def test_row_16_an_older_snapshot(monkeypatch: Patch) -> None:
     def back(self: Replica, header: Header, open_filled: Callable[[], Store]) -> None:
         if self.engine.is_leader:
             return
-        snapshot.install(self._store, open_filled(), header)
+        snapshot.install(self._store, open_filled(), header, RecordingMachine.tables)
         raise SnapshotInstalled(header.index)
 
     monkeypatch.setattr(Replica, "_install", back)
