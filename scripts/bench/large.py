@@ -14,11 +14,9 @@ import time
 import uuid
 from pathlib import Path
 
-import msgspec
-
 from consensus.group import Group
-from consensus.journal import RAFT_TABLE, VOTERS_KEY, read_hard_state, write_base
 from consensus.journal import TABLES as JOURNAL_TABLES
+from consensus.journal import read_configuration, read_hard_state, write_base
 from consensus.machine import DomainMachine
 from consensus.state import queries, tables
 from consensus.state.apply import apply
@@ -181,7 +179,9 @@ async def start_replica(directory: Path) -> tuple[float, float]:
     started = time.perf_counter()
     store = Environment.open(directory, (*JOURNAL_TABLES, *tables.TABLES))
     with store.read() as txn:
-        (node_id,) = msgspec.msgpack.decode(txn.get(RAFT_TABLE, VOTERS_KEY) or b"")
+        stored = read_configuration(txn)
+    assert stored is not None, "a replica ran on this store"
+    (node_id,) = stored[1].voters
     group = Group(node_id, [node_id], store, DomainMachine(), NoPeers())
     group.start()
     await group.propose(Canary(node_id=node_id, payload=b"", at_ms=1))
