@@ -32,6 +32,7 @@ from consensus.engine import Role
 from consensus.errors import ProposalTimeout, Unavailable
 from consensus.inbox import PeerStream, StreamUp
 from consensus.limits import FORWARDED_BYTES_MAX, PROPOSALS_IN_FLIGHT_MAX, READ_ANSWER_S, RaftSettings
+from consensus.membership import Change
 from consensus.snapshot import AboutSnapshots
 from consensus.state.commands import Answer, AnyCommand
 from consensus.state.encoding import CommandError, encode_command
@@ -42,6 +43,7 @@ from consensus.steps import (
     Output,
     PeerMessage,
     Propose,
+    ProposeChange,
     ReadIndex,
     ReplicaStatus,
     Resolved,
@@ -148,6 +150,10 @@ class Group:
             raise self._timeout(deadline_s) from None
         finally:
             self._in_flight -= 1
+
+    def change(self, change: Change, until: float) -> "asyncio.Future[Resolved]":
+        """Its end, if this node leads; see `consensus.changes` for any node. TimeoutError a little after `until`."""
+        return self._post(ProposeChange(next(self._tokens), change), until)
 
     async def transfer_leadership(self, timeout_s: float = 2.0) -> bool:
         """Whether this node does not lead at the end. Proposals meanwhile wait for the new leader."""
@@ -340,7 +346,7 @@ class Group:
             await self._pause(failures, until)
             failures += 1
 
-    def _post(self, given: "Propose | ReadIndex", until: float) -> "asyncio.Future[Resolved]":
+    def _post(self, given: "Propose | ReadIndex | ProposeChange", until: float) -> "asyncio.Future[Resolved]":
         """Its end. Fails with TimeoutError a little after `until`."""
         if self._stopped is not None:
             raise self._stopped

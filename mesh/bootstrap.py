@@ -17,6 +17,8 @@ The rules, for a proposal P = (mesh id, voters, proposer, number):
    and goes on when the proposer is back: that one may have withdrawn meanwhile, and collects no more.
 5. A member that meets a founded node adopts its founding, so lost messages and crashes only cost time.
 6. A number or floor more than FLOOR_JUMP_MAX ahead is not believed: as if the message had been lost.
+7. A fresh Core node that meets a founded node joins its mesh: it adopts the founding, in which it is no voter. It then
+   learns, and votes when the mesh wants it (`consensus.membership`). It cannot found another mesh beside it any more.
 
 This is two-phase commit with cooperative termination (Bernstein, Hadzilacos, Goodman 1987, section 7.4). A time-out
 alone never breaks a promise: the proposer may have founded the mesh an instant before it vanished. What can block is
@@ -211,8 +213,9 @@ class Bootstrap:
         if self.record is not None and self.record.state != "fresh":
             return
         sight = self._sight
-        if sight.founded():
-            return  # there is a mesh; founding a second one beside it would be an accident
+        if founded := sight.founded():
+            self._found(founded[0], effects)  # rule 7
+            return
         voters = sight.voters(self.floor)
         if not voters or voters[0] != self.own:
             return

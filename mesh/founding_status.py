@@ -9,17 +9,13 @@ from storage.ids import NodeId
 def describe(record: FoundingRecord | None, sight: Sight, tier: str, now: float) -> str:
     """For the log and the status page. `record` and `tier` are the node's own; `now` is that of its last input."""
     if record is not None and record.state == "founded":
-        return f"mesh {record.mesh_id} of {len(record.voters)} voters"
+        joined = "" if sight.own in record.voters else ", joined after its founding"
+        return f"mesh {record.mesh_id} of {len(record.voters)} voters{joined}"
     founded = sight.founded()
     if tier != "core":
         return "waiting for a founded mesh" if not founded else f"linked to mesh {founded[0].mesh_id}"
     if record is not None and record.state == "promised":
         return _promised(record, sight, now)
-    if founded:
-        return (
-            f"mesh {founded[0].mesh_id} is founded by {', '.join(founded[0].voters)}; joining an existing mesh as "
-            "a new voter comes with membership changes in a later version"
-        )
     odd = {view.expect for view in sight.views.values() if view.tier == "core"} - {sight.expect}
     if odd:
         return (

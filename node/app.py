@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import structlog
 
+from consensus.changes import CHANGE
 from consensus.courier import PROPOSE, READ_INDEX
 from consensus.errors import ConsensusError, UpgradeRequired
 from consensus.group import Group
@@ -45,7 +46,15 @@ from node.service.service import NodeService
 from node.service.times import now_ms
 from node.share import Share
 from node.snapshots import METHOD as SNAPSHOT
-from node.wiring import FoundingRecords, executor_settings, http_server, mesh_settings, open_store, registration
+from node.wiring import (
+    FoundingRecords,
+    executor_settings,
+    http_server,
+    mesh_settings,
+    open_store,
+    registration,
+    voting_policy,
+)
 from node.workshop import Workshop
 from storage.errors import DiskFull, StorageError
 from storage.ids import InstanceId, NodeId
@@ -226,10 +235,13 @@ class Node:
     async def _take_part(self) -> None:
         """Waits until this node belongs to a founded mesh, then does its share in it."""
         founding = await self.mesh.founded()
-        share = Share(self, founding.voters)
-        self.service.attach(share.group, self.executor, share.places.offer, share.snapshots)
+        share = Share(self, founding.voters, voting_policy(self._config))
+        self.service.attach(
+            share.group, self.executor, share.places.offer, share.snapshots, share.changes, share.steward
+        )
         self.mesh.serve(PROPOSE, share.group.on_request)
         self.mesh.serve(READ_INDEX, share.group.on_read_request)
+        self.mesh.serve(CHANGE, share.changes.on_request)
         self.mesh.serve(SNAPSHOT, share.snapshots.on_request)
         await share.snapshots.open()
         share.group.start()

@@ -84,6 +84,19 @@ class MeshSettings(Section, frozen=True, kw_only=True):
         Literal[1, 3, 5, 7],
         Meta(description="Core nodes that must see each other before they found a mesh together. 1: alone at once."),
     ] = 3
+    voters_wanted: Annotated[
+        Literal[0, 1, 3, 5, 7],
+        Meta(description="Voters that the mesh keeps of its Core nodes; others stand by. 0: `bootstrap_expect`."),
+    ] = 0
+    voter_grace_s: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=86_400,
+            description="A voter that has not answered for so many seconds is replaced by a Core node that stands by. "
+            "Longer than a restart or an update takes.",
+        ),
+    ] = 300
     zeroconf: Annotated[bool, Meta(description="Find nodes on the local network by multicast DNS (UDP port 5353).")] = (
         True
     )

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from consensus.autopilot import Policy
+from consensus.changes import Changes
 from consensus.engine import Role
 from consensus.errors import ConsensusError
 from consensus.group import Group
@@ -28,6 +30,7 @@ from node.scheduler.policy import LinkView
 from node.service.ports import NodeFacts
 from node.service.times import now_ms
 from node.snapshots import Snapshots, Workshop
+from node.steward import Steward
 from node.work import Assignments, Places, Reporter
 from storage.environment import Environment
 from storage.ids import NodeId
@@ -75,10 +78,11 @@ class RegistrationRefused(Exception):
 class Share:
     """Made when the mesh is founded. `tasks` are to be run by the host; `register` first makes the node a member."""
 
-    def __init__(self, node: Host, voters: tuple[NodeId, ...]) -> None:
+    def __init__(self, node: Host, voters: tuple[NodeId, ...], policy: Policy | None = None) -> None:
+        """`voters` are those of the founding; a node that is none of them joins as a learner."""
         self.group = Group(
             node.node_id,
-            voters,
+            voters if node.node_id in voters else (),
             node.store,
             DomainMachine(),
             node.mesh,
@@ -93,6 +97,9 @@ class Share:
         self._live = node.live
         self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor, node.own)
         self.snapshots = Snapshots(node.node_id, self.group, node.mesh.request, node.workshop)
+        self._link_views = node.link_views
+        self.changes = Changes(self.group, node.mesh, self._may_join)
+        self.steward = Steward(node.node_id, self.group, self.changes, self._linked, policy or Policy())
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
         self._hello_of = node.mesh.hello_of
         self._leader: NodeId | None = None
@@ -107,6 +114,7 @@ class Share:
         yield "snapshots", self.snapshots.run()
         yield "check of rows", self.snapshots.check()
         yield "give way", self._give_way()
+        yield "steward", self.steward.run()
 
     async def register(self, command: Callable[[], RegisterMember]) -> None:
         """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
@@ -144,6 +152,13 @@ class Share:
             if self._leads() and self._disk.space is not Space.OK:
                 await self.group.transfer_leadership()
                 await asyncio.sleep(GIVE_WAY_AGAIN_S)
+
+    def _linked(self) -> list[NodeId]:
+        return [peer for peer, link in self._link_views().items() if link.is_up]
+
+    def _may_join(self, peer: NodeId) -> bool:
+        hello = self._hello_of(peer)
+        return hello is not None and hello.tier == "core"
 
     def _leads(self) -> bool:
         return self.group.status().role is Role.LEADER

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from consensus.autopilot import Policy
 from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import tables
 from consensus.state.commands import RegisterMember
@@ -95,6 +96,11 @@ def mesh_settings(config: Config) -> MeshSettings:
         software=__version__,
         secret_file=config.secret_file,
     )
+
+
+def voting_policy(config: Config) -> Policy:
+    mesh = config.mesh
+    return Policy(voters_wanted=mesh.voters_wanted or mesh.bootstrap_expect, grace_s=mesh.voter_grace_s)
 
 
 def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:

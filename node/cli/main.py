@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     client = _client_options()
     reader = _reader_options(client)
     _add(commands, "status", "the state of the node that answers", reader)
-    _add(commands, "nodes", "the members of the mesh", reader)
+    _add_nodes(commands, client, reader)
     _add_session(commands, client, reader)
     backup = _add(commands, "backup", "save all sessions and insights in a file", client, _BACKUP_EPILOG)
     backup.add_argument("file", type=Path, metavar="FILE", help="where to save it")
@@ -142,6 +142,28 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--interface", action="append", metavar="NAME", help="test multicast on this interface only")
     doctor.add_argument("--json", action="store_true", help="answer in JSON")
     return parser
+
+
+def _add_nodes(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    client: argparse.ArgumentParser,
+    reader: argparse.ArgumentParser,
+) -> None:
+    """`nodes` alone lists; with an action it changes who votes."""
+    nodes = _add(commands, "nodes", "the members of the mesh, and who votes", reader)
+    actions = nodes.add_subparsers(dest="action", metavar="action")
+    for name, text in (
+        ("remove", "take a node out of the mesh for good"),
+        ("replace", "let a standby vote in the place of a node, which is removed"),
+        ("promote", "let a standby vote"),
+        ("demote", "let a voter stand by"),
+    ):
+        action = _add(actions, name, text, client)
+        action.add_argument("name", metavar="NODE", help="name or id")
+        if name == "replace":
+            action.add_argument("--by", required=True, metavar="NODE", help="the standby that takes its place")
+        action.add_argument("--dry-run", action="store_true", help="only say what it would do to the quorum")
+        action.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def _add(
@@ -269,6 +291,10 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             from node.cli import sessions
 
             return sessions.run(arguments)
+        case "nodes" if arguments.action is not None:
+            from node.cli import nodes
+
+            return nodes.run(arguments)
         case _:
             from node.cli import cluster
 

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from node.http import limits, routes_node, routes_sessions
+from node.http import limits, routes_members, routes_node, routes_sessions
 from node.http.answers import wants_pretty
 from node.http.backup import get_backup
 from node.http.guard import Guard
@@ -44,6 +44,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "get_branch": routes_sessions.get_branch,
     "list_insights": routes_sessions.list_insights,
     "list_members": routes_node.list_members,
+    "change_member": routes_members.change_member,
     "list_rituals": routes_node.list_rituals,
     "get_ritual": routes_node.get_ritual,
     "watch_events": watch_events,

@@ -23,6 +23,8 @@ FACE_CODES: Final[dict[str, tuple[int, str]]] = {
 """Codes that only HTTP knows: status and title."""
 
 STATUS_OF: Final[dict[str, int]] = {
+    "ambiguous_node": 409,
+    "change_refused": 409,
     "disk_full": 507,
     "disk_low": 507,
     "events_gone": 410,
@@ -48,6 +50,7 @@ STATUS_OF: Final[dict[str, int]] = {
     "unavailable": 503,
     "unknown_branch": 404,
     "unknown_key": 422,
+    "unknown_node": 404,
     "unknown_ritual": 422,
     "unknown_session": 404,
 }

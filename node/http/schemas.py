@@ -53,6 +53,13 @@ def schemas() -> dict[str, Any]:
     return {
         **rows,
         "SessionSubmission": _submission(),
+        "MemberChange": _object(
+            {
+                "action": {"type": "string", "enum": ["remove", "replace", "promote", "demote"]},
+                "by": {"type": "string"},
+                "dry_run": {"type": "boolean"},
+            }
+        ),
         "Cancellation": _object({"reason": {"type": "string"}}),
         "Answer": {"type": "object"},
         "SessionAnswer": _object({"session": _ref("Session"), **_FRESHNESS}),

@@ -11,6 +11,8 @@ from consensus.state.commands import Refused
 from consensus.state.rows import Session
 
 CODES: Final[dict[str, str]] = {
+    "ambiguous_node": "Several nodes have this name",
+    "change_refused": "The change of members was refused",
     "disk_full": "The disk is full",
     "disk_low": "The disk is nearly full",
     "events_gone": "The events asked for are no longer kept",
@@ -36,6 +38,7 @@ CODES: Final[dict[str, str]] = {
     "unavailable": "This node cannot answer at the moment",
     "unknown_branch": "No such branch",
     "unknown_key": "Unknown key",
+    "unknown_node": "No such node",
     "unknown_ritual": "No such ritual",
     "unknown_session": "No such session",
 }

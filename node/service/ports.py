@@ -1,13 +1,14 @@
 """What the use-cases need of the rest of the house, as small protocols. `node.app` hands in the real things, tests hand
 in twins."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from enum import IntEnum
 from typing import Any, Protocol
 
 import msgspec
 
+from consensus.membership import Change, Configuration, Plan
 from consensus.state.commands import Answer, AnyCommand
 from consensus.state.events import Numbered
 from consensus.state.rows import Tier
@@ -30,6 +31,14 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupStatus(Protocol):
+    @property
+    def node_id(self) -> NodeId: ...
+    @property
+    def configuration(self) -> Configuration: ...
+    @property
+    def caught_up(self) -> Sequence[NodeId]: ...
+    @property
+    def is_removed(self) -> bool: ...
     @property
     def role(self) -> IntEnum: ...
     @property
@@ -80,6 +89,26 @@ class SnapshotsPort(Protocol):
     def progress(self) -> Any: ...
     @property
     def checked_at(self) -> float | None: ...
+
+
+class ChangesPort(Protocol):
+    """Of `consensus.changes.Changes`."""
+
+    async def ask(
+        self,
+        changes: Sequence[Change],
+        *,
+        is_dry_run: bool = ...,
+        via: Sequence[NodeId] = ...,
+        deadline_s: float = ...,
+    ) -> Plan: ...
+
+
+class StewardPort(Protocol):
+    """Of `node.steward.Steward`."""
+
+    @property
+    def actions(self) -> Iterable[Any]: ...
 
 
 class MeshPort(Protocol):

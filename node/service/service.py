@@ -30,6 +30,7 @@ from node.service.paging import branches_page, check_cursor, full_page, number_c
 from node.service.ports import (
     BackupPort,
     BackupsPort,
+    ChangesPort,
     DiskPort,
     ExecutorPort,
     GroupPort,
@@ -41,6 +42,7 @@ from node.service.ports import (
     RegistryPort,
     RitualPort,
     SnapshotsPort,
+    StewardPort,
     StorePort,
 )
 from node.service.progress import ProgressClock
@@ -58,7 +60,7 @@ from node.service.readings import (
 from node.service.submission import decode_body, parse_submission
 from node.service.watching import WHOLE_INDEX, Cursor, EventHub, EventPage, cursor_of
 from storage.errors import StorageError
-from storage.ids import BranchId, SessionId
+from storage.ids import BranchId, NodeId, SessionId
 from storage.transactions import Transaction
 
 INLINE_ROWS_MAX: Final = 100
@@ -108,6 +110,8 @@ class NodeService:
         self._group: GroupPort | None = None
         self._offer: Callable[[str], Offer | None] = lambda ritual: None
         self.snapshots: SnapshotsPort | None = None
+        self.changes: ChangesPort | None = None
+        self.steward: StewardPort | None = None
 
     def attach(
         self,
@@ -115,6 +119,8 @@ class NodeService:
         executor: ExecutorPort,
         offer: Callable[[str], Offer | None] = lambda ritual: None,
         snapshots: SnapshotsPort | None = None,
+        changes: ChangesPort | None = None,
+        steward: StewardPort | None = None,
     ) -> None:
         """The node takes part in a mesh from now on. Call it before the node registers, so that its first command
         counts as progress. `offer` answers with a free place of this node for a ritual."""
@@ -122,6 +128,7 @@ class NodeService:
         self._group = group
         self._offer = offer
         self.snapshots = snapshots
+        self.changes, self.steward = changes, steward
         self.executor = executor
         self.progress = ProgressClock(lambda: group.status().applied_index)
         self.progress.start()
@@ -312,6 +319,16 @@ class NodeService:
             return full_page(queries.list_insights(txn, after=cursor, limit=limit), limit, lambda row: row.number)
 
         return await self._reading(read, wanted, limit)
+
+    def names(self) -> dict[NodeId, str]:
+        """Of every node that is known here, by id: registered, linked, or this one."""
+        try:
+            known = {member.node_id: member.name for member in self.read(queries.members)}
+        except ServiceError:
+            known = {}
+        known.update({peer.node_id: peer.name for peer in self.mesh.peers() if peer.name})
+        known[self.facts.node_id] = self.facts.name
+        return known
 
     async def members(self, wanted: Wanted = STALE) -> Reading[list[Member]]:
         return await self._reading(queries.members, wanted)

@@ -18,7 +18,7 @@ from consensus.state import versions as command_versions
 from consensus.state.rows import Member
 from mesh.handshake import PROTOCOL_MAX
 from node import __version__
-from node.service import trust
+from node.service import trust, voting
 from node.service.errors import ServiceError
 from node.service.ports import GroupStatus
 from node.service.readings import Level
@@ -67,6 +67,8 @@ def readiness(service: NodeService) -> list[Check]:
     else:
         detail = f"a command was applied {age_s:.1f} s ago, allowed are {PROGRESS_S_MAX:.0f} s"
     checks.append(Check("progress", age_s is not None and age_s <= PROGRESS_S_MAX, detail))
+    if status.is_removed:
+        checks.append(Check("removed", False, voting.REMOVED))
     is_member = any(
         row.node_id == service.facts.node_id and row.instance_id == service.facts.instance_id
         for row in _members(service)
@@ -83,10 +85,8 @@ def document(service: NodeService, level: Level = "stale") -> dict[str, Any]:
     fresh this node's replica was made for it."""
     facts, status = service.facts, service.status_or_none
     members = _members(service)
-    names = {member.node_id: member.name for member in members}
     peers = [_plain(peer) for peer in service.mesh.peers()]
-    names.update({peer["node_id"]: peer["name"] for peer in peers if peer.get("name")})
-    names[facts.node_id] = facts.name
+    names = service.names()
     leader = None if status is None else status.leader
     checks = readiness(service)
     return {
@@ -103,6 +103,9 @@ def document(service: NodeService, level: Level = "stale") -> dict[str, Any]:
         "as_of_index": None if status is None else status.applied_index,
         "level": level,
         "age_ms": 0 if level == "linearizable" else service.age_ms(),
+        "membership": voting.document(
+            status, facts.node_id, names, () if service.steward is None else service.steward.actions
+        ),
         **trust.document(service),
         "peers": [_told(peer, "certificate_ends_at_ms") for peer in peers],
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from aiohttp.test_utils import TestClient, TestServer
 
 from consensus.errors import ConsensusError, Unavailable
+from consensus.membership import Configuration
 from consensus.state import queries
 from consensus.state.apply import apply
 from consensus.state.commands import (
@@ -65,6 +66,10 @@ class TwinStatus:
     quarantine_reason: str = ""
     withdrawn: tuple[NodeId, ...] = ()
     installed_index: int = 0
+    node_id: NodeId = NODE
+    configuration: Configuration = field(default_factory=lambda: Configuration((NODE,)))
+    caught_up: tuple[NodeId, ...] = ()
+    is_removed: bool = False
     dropped: dict[str, int] = field(default_factory=dict)
 
 

@@ -64,7 +64,7 @@ def test_members_of_a_vanished_founding_end_up_in_it() -> None:
     model = proposer_founds_and_vanishes()
     model.check()
     assert len({record.mesh_id for record in model.records}) == 1
-    assert {node.node_id for node in model.nodes.values() if node.founded} == {"n1", "n2"}
+    assert {node.node_id for node in model.nodes.values() if node.founded} == {"n1", "n2", "n3"}
 
 
 def test_the_check_catches_a_promise_broken_by_a_time_out(monkeypatch: pytest.MonkeyPatch) -> None:

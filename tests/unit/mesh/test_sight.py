@@ -44,7 +44,7 @@ def test_more_than_expected_found_with_the_lowest_ids_and_tell_the_others() -> N
     assert {record.voters for record in model.records} == {("n0", "n1", "n2")}
     outsider = model.nodes[NodeId("n4")].bootstrap
     assert outsider is not None
-    assert "joining an existing mesh as a new voter comes with membership changes" in outsider.status()
+    assert "joined after its founding" in outsider.status()
 
 
 def founded_meshes(model: Model) -> set[MeshId]:

@@ -1,0 +1,31 @@
+"""Changing who votes."""
+
+import msgspec
+from aiohttp import web
+
+from node.http.answers import answer
+from node.http.arguments import Arguments
+from node.http.keys import SERVICE
+from node.http.routes_sessions import read_body
+from node.service import voting
+from node.service.errors import ServiceError
+
+
+class MemberChange(msgspec.Struct, forbid_unknown_fields=True):
+    action: str
+    by: str = ""
+    dry_run: bool = False
+
+
+async def change_member(request: web.Request) -> web.Response:
+    Arguments(request.query, ())
+    try:
+        wanted = msgspec.json.decode(await read_body(request), type=MemberChange)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ServiceError(
+            "invalid_argument", f"The body cannot be used: {error}.",
+            'Send {"action": "remove", "dry_run": true}; with "replace" also "by".',
+        ) from None  # fmt: skip
+    service, member = request.app[SERVICE], request.match_info["member"]
+    done = await voting.change(service, member, wanted.action, wanted.by, is_dry_run=wanted.dry_run)
+    return answer(request, done)

@@ -1,0 +1,88 @@
+"""Looks after who votes: a newcomer asks to be taken in, and a leader keeps as many voters as are wanted."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from consensus.autopilot import Autopilot, Policy
+from consensus.changes import ChangeRefused, Changes
+from consensus.engine import Role
+from consensus.errors import ConsensusError
+from consensus.group import Group
+from consensus.membership import Change
+from node.service.times import iso, now_ms
+from storage.ids import NodeId
+
+LOOK_S: Final = 0.5
+JOIN_PAUSE_S: Final = 1.0
+ACTIONS_MAX: Final = 20
+"""Remembered for the status page."""
+
+log = structlog.get_logger()
+
+
+class Action(msgspec.Struct, frozen=True):
+    """What the leader on this node has done by itself."""
+
+    at: str | None
+    kind: str
+    node_id: NodeId
+    reason: str
+    outcome: str
+
+
+class Steward:
+    """`linked()`: the peers to whom there is a link."""
+
+    def __init__(
+        self, node_id: NodeId, group: Group, changes: Changes, linked: Callable[[], Sequence[NodeId]], policy: Policy
+    ) -> None:
+        self._node_id = node_id
+        self._group = group
+        self._changes = changes
+        self._linked = linked
+        self.autopilot = Autopilot(policy)
+        self.actions: deque[Action] = deque(maxlen=ACTIONS_MAX)
+        self._told = ""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            status = self._group.status()
+            if status.role is Role.LEADER:
+                step = self.autopilot.next_step(status.configuration, status.standing, status.heard, time.monotonic())
+                if step is not None:
+                    await self._act(step.change, step.reason)
+                continue
+            self.autopilot.forget()
+            if not status.is_removed and self._node_id not in status.configuration.members:
+                await self._join()
+
+    async def _act(self, change: Change, reason: str) -> None:
+        outcome = "done"
+        try:
+            await self._changes.ask([change])
+        except ConsensusError as error:
+            outcome = str(error)
+        self.actions.append(Action(iso(now_ms()), change.kind, change.node_id, reason, outcome))
+        log.info("autopilot", change=change.kind, node=change.node_id, reason=reason, outcome=outcome)
+
+    async def _join(self) -> None:
+        """As a learner; the leader promotes whom it wants. A founding voter's configuration names it, so this is only
+        asked by one that was not there at the founding."""
+        try:
+            await self._changes.ask([Change("add", self._node_id)], via=self._linked(), deadline_s=5.0)
+        except ConsensusError as error:
+            code = error.code if isinstance(error, ChangeRefused) else "no_answer"
+            if code != self._told:
+                self._told = code
+                log.info("not_taken_in_yet", code=code, reason=str(error))
+        else:
+            log.info("taken_in", as_="learner")
+        await asyncio.sleep(JOIN_PAUSE_S)

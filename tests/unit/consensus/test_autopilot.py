@@ -1,0 +1,85 @@
+"""What a leader changes by itself, and when not."""
+
+from consensus.autopilot import Autopilot, Policy, Step
+from consensus.membership import Change, Configuration, Standing, judge
+from storage.ids import NodeId
+
+A, B, C, D, E = (NodeId(name) for name in "abcde")
+
+
+class Mesh:
+    """A leader `a`, its autopilot, and a clock."""
+
+    def __init__(self, configuration: Configuration, wanted: int = 3) -> None:
+        self.configuration = configuration
+        self.autopilot = Autopilot(Policy(voters_wanted=wanted, grace_s=10))
+        self.alive = set(configuration.members)
+        self.now = 100.0
+
+    def look(self, seconds: float = 0.0) -> Step | None:
+        """After so many seconds; carries out what it says."""
+        self.now += seconds
+        heard = self.alive - {A}
+        standing = Standing(A, frozenset(heard))
+        step = self.autopilot.next_step(self.configuration, standing, heard, self.now)
+        if step is not None:
+            after = judge(self.configuration, step.change, standing)
+            assert isinstance(after, Configuration)
+            self.configuration = after
+        return step
+
+    def changes(self, seconds: float) -> list[Change]:
+        steps = [self.look(1.0) for _ in range(int(seconds))]
+        return [step.change for step in steps if step is not None]
+
+
+def test_a_lost_voter_is_replaced_after_the_grace_time_and_stands_by_when_it_comes_back() -> None:
+    mesh = Mesh(Configuration((A, B, C), (D,)))
+    mesh.alive.discard(C)
+    assert mesh.changes(10) == []
+    assert mesh.changes(5) == [Change("promote", D), Change("demote", C)]
+    assert mesh.configuration == Configuration((A, B, D), (C,))
+    mesh.alive.add(C)
+    assert mesh.changes(30) == []
+
+
+def test_one_that_comes_back_in_time_stays() -> None:
+    mesh = Mesh(Configuration((A, B, C), (D,)))
+    mesh.alive.discard(C)
+    assert mesh.changes(9) == []
+    mesh.alive.add(C)
+    mesh.look(1.0)
+    mesh.alive.discard(C)
+    assert mesh.changes(9) == []
+
+
+def test_without_a_standby_nothing_is_done() -> None:
+    mesh = Mesh(Configuration((A, B, C)))
+    mesh.alive.discard(C)
+    assert mesh.changes(60) == []
+
+
+def test_voters_grow_by_two() -> None:
+    mesh = Mesh(Configuration((A,), (B,)))
+    assert mesh.changes(30) == []
+    mesh.configuration = Configuration((A,), (B, C))
+    mesh.alive.add(C)
+    assert mesh.changes(5) == [Change("promote", B), Change("promote", C)]
+    assert mesh.configuration.voters == (A, B, C)
+
+
+def test_an_even_number_takes_the_first_standby() -> None:
+    mesh = Mesh(Configuration((A, B), (C,)))
+    assert mesh.changes(5) == [Change("promote", C)]
+
+
+def test_a_replacement_that_was_overtaken_is_undone() -> None:
+    mesh = Mesh(Configuration((A, B, C, D)))
+    assert mesh.changes(8) == []
+    assert mesh.changes(8) == [Change("demote", D)]
+
+
+def test_never_what_would_leave_too_few() -> None:
+    mesh = Mesh(Configuration((A, B, C, D, E)), wanted=3)
+    mesh.alive -= {C, D, E}
+    assert mesh.changes(60) == []
