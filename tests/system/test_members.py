@@ -53,7 +53,12 @@ def test_an_operator_removes_a_voter_and_it_says_so(tmp_path: Path) -> None:
     with four(tmp_path / "four") as mesh:
         start_three(mesh)
         asked = mesh["node-1"]
-        dry = change(asked, "node-2", action="remove", dry_run=True).expect(200)
+
+        def planned() -> Any:
+            plan = change(asked, "node-2", action="remove", dry_run=True).expect(200)
+            return plan if plan["before"]["healthy"] == 3 else None
+
+        dry = mesh.wait("all have answered the new leader", planned)
         assert (dry["allowed"], dry["before"]["voters"], dry["after"]["voters"]) == (True, 3, 2)
         assert dry["after"]["survives"] == 0
         assert voters(asked) == {"node-1", "node-2", "node-3"}
