@@ -6,6 +6,7 @@
   one below it. So an odd number waits until two standbys have caught up; an even one takes the first.
 - More than wanted, and an even number, for the grace time: what a replacement has left behind when the lost voter came
   back. One that is not the leader is demoted.
+- Who was demoted by a person is left alone, until a person promotes it.
 - Nothing is done that `membership.judge` refuses, and one thing at a time.
 """
 
@@ -54,7 +55,8 @@ class Autopilot:
         is_surplus = len(voters) > wanted and len(voters) % 2 == 0
         self._surplus_since = (self._surplus_since or now) if is_surplus else None
         lost = [voter for voter in silent if now - self._silent_since[voter] >= grace_s]
-        standbys = [learner for learner in configuration.learners if learner in standing.caught_up]
+        willing = [learner for learner in configuration.learners if learner not in configuration.resting]
+        standbys = [learner for learner in willing if learner in standing.caught_up]
         step: Step | None = None
         if lost and len(voters) > wanted:
             step = _step("demote", lost[0], f"it has not answered for {grace_s:g} s, and is replaced")

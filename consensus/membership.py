@@ -31,11 +31,13 @@ ChangeKind: TypeAlias = Literal["add", "promote", "demote", "remove"]
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True):
-    """Sorted ids; nobody is in two of the lists. `removed` is in the order of removal."""
+    """Sorted ids; nobody is in two of the first three lists. `removed` is in the order of removal."""
 
     voters: tuple[NodeId, ...] = ()
     learners: tuple[NodeId, ...] = ()
     removed: tuple[NodeId, ...] = ()
+    resting: tuple[NodeId, ...] = ()
+    """Learners that a person has demoted: autopilot leaves them alone."""
 
     @property
     def members(self) -> tuple[NodeId, ...]:
@@ -51,6 +53,8 @@ class Change(msgspec.Struct, frozen=True):
 
     kind: ChangeKind
     node_id: NodeId
+    is_resting: bool = False
+    """Of a demotion: by a person, so that it lasts."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -129,11 +133,13 @@ def judge(configuration: Configuration, change: Change, standing: Standing) -> C
                 return Refusal("too_many_voters", f"{VOTERS_MAX} nodes vote already, which is the most; replace one")
             after = _made(configuration, (*voters, node), _without(learners, node))
         case "demote":
-            if is_learner:
-                return configuration
-            if not is_voter:
+            if not is_voter and not is_learner:
                 return _unknown(node)
-            after = _made(configuration, _without(voters, node), (*learners, node))
+            if is_learner and (not change.is_resting or node in configuration.resting):
+                return configuration
+            after = _made(configuration, _without(voters, node), (*_without(learners, node), node))
+            if change.is_resting:
+                after = msgspec.structs.replace(after, resting=tuple(sorted((*after.resting, node))))
         case "remove":
             if node in configuration.removed:
                 return configuration
@@ -198,6 +204,8 @@ def decode_configuration(data: bytes) -> Configuration | None:
         and len(found.learners) <= LEARNERS_MAX
         and len(found.removed) <= REMOVED_MAX
         and len(set(everyone)) == len(everyone)
+        and len(set(found.resting)) == len(found.resting)
+        and set(found.resting) <= set(found.learners)
     )
     return found if is_sane else None
 
@@ -208,7 +216,12 @@ def _made(
     learners: tuple[NodeId, ...],
     removed: tuple[NodeId, ...] | None = None,
 ) -> Configuration:
-    return Configuration(tuple(sorted(voters)), tuple(sorted(learners)), old.removed if removed is None else removed)
+    return Configuration(
+        tuple(sorted(voters)),
+        tuple(sorted(learners)),
+        old.removed if removed is None else removed,
+        tuple(node for node in old.resting if node in learners),
+    )
 
 
 def _without(nodes: tuple[NodeId, ...], node: NodeId) -> tuple[NodeId, ...]:

@@ -32,7 +32,7 @@ async def change(service: NodeService, member: str, action: str, by: str, *, is_
                 raise ServiceError("invalid_argument", "It is not said by whom.", "Name a standby: by=NAME.")
             changes = [Change("promote", _find(service, by)), Change("remove", node)]
         case "remove" | "promote" | "demote":
-            changes = [Change(action, node)]
+            changes = [Change(action, node, is_resting=action == "demote")]
         case _:
             raise ServiceError(
                 "invalid_argument", f"There is no action {action[:40]!r}.", f"Allowed: {', '.join(ACTIONS)}."

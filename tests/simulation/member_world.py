@@ -5,7 +5,7 @@ replaced under the same faults. A removed node comes back under a new name, with
 from collections.abc import Sequence
 
 from consensus.engine import Role
-from consensus.membership import Change, Configuration, Refusal, is_one_step
+from consensus.membership import Change, ChangeKind, Configuration, Refusal, is_one_step
 from consensus.steps import Output, ProposeChange, Resolved
 from storage.ids import NodeId
 from tests.simulation.checks import Violation
@@ -14,6 +14,8 @@ from tests.simulation.world import Node, ReplicaWorld
 
 POOL_EXTRA = 3
 """Nodes beside the founding voters."""
+
+KINDS: tuple[ChangeKind, ...] = ("add", "add", "promote", "promote", "promote", "demote", "demote", "remove")
 
 _FIRST_TOKEN = 1 << 40
 
@@ -62,8 +64,20 @@ class MemberWorld(ReplicaWorld):
             return
         self.clock.at(self.dice.random() * 2 * self.change_every_s, self._change)
         if self.running:
-            kind = self.dice.choice(["add", "add", "promote", "promote", "promote", "demote", "remove"])
-            self.ask(Change(kind, self.dice.choice(self.ids)))
+            self.ask(self._draw())
+
+    def _draw(self) -> Change:
+        """Mostly what may be allowed; some of it makes no sense."""
+        dice, leader = self.dice, self.last_leader
+        kind = dice.choice(KINDS)
+        if leader in self.running and dice.random() < 0.8:
+            assert leader is not None
+            now = self.running[leader].replica.status.configuration
+            others = sorted(set(self.ids) - {*now.members, *now.removed})
+            fitting = {"add": others, "promote": now.learners, "demote": now.voters, "remove": now.members}
+            kind = dice.choice([kind for kind in KINDS if fitting[kind]])
+            return Change(kind, dice.choice(fitting[kind]), is_resting=dice.random() < 0.5)
+        return Change(kind, dice.choice(self.ids))
 
     def ask(self, change: Change) -> None:
         """The leader, as far as known; sometimes another."""

@@ -3,10 +3,15 @@
 import traceback
 
 from tests.simulation.checks import Violation
+from tests.simulation.member_world import MemberWorld
 from tests.simulation.mesh_world import MeshWorld
 from tests.simulation.world import ReplicaWorld, World
 
-WORLDS: dict[str, type[ReplicaWorld | MeshWorld]] = {"replicas": ReplicaWorld, "mesh": MeshWorld}
+WORLDS: dict[str, type[ReplicaWorld | MeshWorld]] = {
+    "replicas": ReplicaWorld,
+    "members": MemberWorld,
+    "mesh": MeshWorld,
+}
 
 
 def run_seed(seed: int, nodes: int, world_type: type[ReplicaWorld | MeshWorld] = ReplicaWorld) -> World:

@@ -83,3 +83,23 @@ def test_never_what_would_leave_too_few() -> None:
     mesh = Mesh(Configuration((A, B, C, D, E)), wanted=3)
     mesh.alive -= {C, D, E}
     assert mesh.changes(60) == []
+
+
+def test_who_was_demoted_by_a_person_rests_until_a_person_promotes_it() -> None:
+    mesh = Mesh(Configuration((A, B, C)))
+    standing = Standing(A, frozenset({B, C}))
+    demoted = judge(mesh.configuration, Change("demote", C, is_resting=True), standing)
+    assert demoted == Configuration((A, B), (C,), (), (C,))
+    mesh.configuration = demoted
+    assert mesh.changes(60) == []
+    assert judge(demoted, Change("promote", C), standing) == Configuration((A, B, C))
+    assert judge(demoted, Change("remove", C), standing) == Configuration((A, B), (), (C,))
+
+
+def test_a_standby_may_be_told_to_rest() -> None:
+    mesh = Mesh(Configuration((A, B, C), (D,)))
+    resting = judge(mesh.configuration, Change("demote", D, is_resting=True), Standing(A, frozenset({B, C, D})))
+    assert resting == Configuration((A, B, C), (D,), (), (D,))
+    mesh.configuration = resting
+    mesh.alive.discard(C)
+    assert mesh.changes(60) == []
