@@ -2,6 +2,7 @@
 there, and watch."""
 
 import asyncio
+import contextlib
 import random
 import uuid
 from collections.abc import Coroutine
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from tests.simulation.mesh_world import MeshWorld
 
 
+SLACK_S = 8.0
+"""What the age of a reading leaves out: a leader goes on 1.8 s after it was cut off, a message is 1 s on its way, and
+waits 3 s in a process that is paused, as its sender may."""
+
+
 class NoAnswer(Exception):
     """The node is not there, not ready, died meanwhile, or could not do it in time. It may have been done."""
 
@@ -29,6 +35,7 @@ class Clients:
         self.dice = random.Random(world.dice.random())
         self.submitted: dict[SessionId, int] = {}
         """Sessions whose submission was acknowledged -> log index."""
+        self._told_at: dict[SessionId, float] = {}
         self.cancelled: dict[SessionId, int] = {}
         self.reads = 0
         self.seen: list[tuple[int, int]] = []
@@ -54,8 +61,10 @@ class Clients:
                 await self._submit()
             elif kind < 0.6:
                 await self._cancel()
-            else:
+            elif kind < 0.8:
                 await self._read()
+            else:
+                await self._read_here()
 
     async def _submit(self) -> None:
         """The same session again and again, over any node, until the outcome is known."""
@@ -89,6 +98,7 @@ class Clients:
         answer = await self._until_known(submit)
         if isinstance(answer, Applied):
             self.submitted[identity] = answer.index
+            self._told_at[identity] = self.world.clock.now
 
     async def _cancel(self) -> None:
         if not self.submitted:
@@ -117,11 +127,34 @@ class Clients:
             if missing or index < max(before.values(), default=0):
                 raise Violation(f"{daemon.node_id}: a linearizable read lacks {missing}, as of {index}")
 
-        try:
+        with contextlib.suppress(NoAnswer):
             await self._ask(read)
             self.reads += 1
-        except NoAnswer:
-            pass
+
+    async def _read_here(self) -> None:
+        """Stale: whatever was acknowledged anywhere longer ago than the age of the reading, and the time that messages
+        and a leader that is cut off may take, is in it. Or as the leader has it, which promises less."""
+
+        async def read(daemon: "Daemon") -> None:
+            assert daemon.share is not None
+            group = daemon.share.group
+            if self.dice.random() < 0.3:
+                await group.catch_up(0.5)
+            age_s = group.age_s()
+            if age_s is None:
+                return
+            with group.read() as txn:
+                missing = [
+                    identity
+                    for identity, told_at in self._told_at.items()
+                    if told_at < self.world.clock.now - age_s - SLACK_S and queries.get_session(txn, identity) is None
+                ]
+            if missing:
+                raise Violation(f"{daemon.node_id}: a reading of age {age_s:.3f} s lacks {missing}")
+
+        with contextlib.suppress(NoAnswer):
+            await self._ask(read)
+            self.reads += 1
 
     # -- the watcher --
 
@@ -132,10 +165,13 @@ class Clients:
             if self.world.running:
                 self.watch_once(self.dice.choice(sorted(self.world.running)))
 
-    def watch_once(self, i: NodeId) -> None:
+    def watch_once(self, i: NodeId) -> bool:
+        """Whether there was something new."""
         with self.world.stores[i].read() as txn:
             index, position = self.seen[-1] if self.seen else (0, -1)
-            self.seen += [(one.index, one.position) for one in queries.events_since(txn, index, position, 500)]
+            news = [(one.index, one.position) for one in queries.events_since(txn, index, position, 500)]
+        self.seen += news
+        return bool(news)
 
     # -- asking --
 

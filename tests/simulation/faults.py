@@ -63,6 +63,13 @@ def crash(world: "World") -> None:
 
 
 @_blow
+def restart(world: "World") -> None:
+    """A process is killed and is back at once, with what it has stored and nothing else."""
+    if world.running:
+        world.stop(world.any_running(), restart_s=world.dice.random() * 0.02)
+
+
+@_blow
 def storm(world: "World") -> None:
     """Power fails: many go down together and come back one after the other. Rarely, because it takes long."""
     if world.dice.random() < 0.1:

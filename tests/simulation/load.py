@@ -15,18 +15,18 @@ class Load:
         """Token -> command, of all ever proposed."""
         world.clock.at(0.1, self._propose_some)
 
-    def propose(self, command: bytes) -> bool:
-        """Of the leader, as far as known; sometimes of another. False: nobody is there."""
+    def propose(self, command: bytes) -> int | None:
+        """To the leader, as far as known; sometimes to another. Its token; None if nobody is there."""
         world, dice = self.world, self.world.dice
         if not world.running:
-            return False
+            return None
         is_informed = world.last_leader in world.running and (world.mix.is_over or dice.random() < 0.8)
         target = world.last_leader if is_informed else world.any_running()
         assert target is not None
         token = len(self.commands)
         self.commands[token] = command
         world.running[target].propose(token, command)
-        return True
+        return token
 
     def _propose_some(self) -> None:
         if self.world.mix.is_over:

@@ -16,6 +16,8 @@ from tests.simulation.faults import Mix
 
 Link = frozenset[NodeId]
 
+LANES = ("raft", "founding", "request", "response")
+
 UNSHED = ("founding", "request", "response")
 """Lanes that shed nothing: what is lost on them is lost with the link, when its silence is noticed."""
 
@@ -38,6 +40,8 @@ class Network:
         """Links that cannot be made."""
         self.deaf: set[tuple[NodeId, NodeId]] = set()
         """Directions in which everything is lost without a sound."""
+        self.overtaken_s = 0.2
+        """How late a frame may be that others overtake."""
         self.frames = 0
         self._nodes: dict[NodeId, Endpoint] = {}
         self._links: dict[Link, int] = {}
@@ -51,9 +55,13 @@ class Network:
         self._nodes[i] = node
 
     def detach(self, i: NodeId) -> None:
-        """Its process is gone: all links to it are closed from its side."""
+        """Its process is gone: all links to it are closed from its side. What it has said may have left the machine."""
+        has_left = self.dice.random() < 0.5
         for link in self.links:
             if i in link:
+                (peer,) = link - {i}
+                if has_left:
+                    self.flush(i, peer)
                 self.break_link(link, closed_by=i)
         del self._nodes[i]
 
@@ -69,7 +77,9 @@ class Network:
             return True
         delay_s = self.dice.random() * (1.0 if self.mix.happens("slow", 0.03) else self.latency_s)
         if self.mix.happens("retired", 0.01):
-            self.clock.at(delay_s + self.dice.random() * 0.2, self._arrive_alone, source, target, epoch, frame)
+            self.clock.at(
+                delay_s + self.dice.random() * self.overtaken_s, self._arrive_alone, source, target, epoch, frame
+            )
             if self.dice.random() < 0.5:
                 return True
         channel = self._channels.setdefault((source, target, lane), deque())
@@ -82,8 +92,9 @@ class Network:
 
     def flush(self, source: NodeId, target: NodeId) -> None:
         """What is on its way arrives now."""
-        for _, epoch, frame in self._channels.pop((source, target, ""), ()):
-            self._arrive_alone(source, target, epoch, frame)
+        for lane in ("", *LANES):
+            for _, epoch, frame in self._channels.pop((source, target, lane), ()):
+                self._arrive_alone(source, target, epoch, frame)
 
     # -- what happens to it --
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from consensus.engine import Role
 from consensus.errors import SnapshotInstalled
+from consensus.messages import decode_frame
 from consensus.replica import Replica
 from consensus.steps import LinkDown, LinkUp, Output, PeerMessage, Propose, TransferLeadership
 from storage.ids import NodeId
@@ -22,9 +23,11 @@ class ObservedMachine(RecordingMachine):
 
     def __init__(self) -> None:
         self.applied: list[tuple[int, bytes]] = []
+        self.latest = b""
 
     def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Any, Sequence[Any]]:
         self.applied.append((index, command))
+        self.latest = command
         return super().apply(txn, index, command)
 
 
@@ -36,6 +39,7 @@ class Process(Life):
         self.machine = ObservedMachine()
         self.made: Made | None = None
         self.asked_at = float("-inf")
+        self._is_behind = False
         store, now = world.stores[node_id], world.clock.now
         self.replica = Replica(node_id, self.founders(), store, self.machine, world.settings, self.dice, now)
         world.checks.starts(node_id, self.replica.status.applied_index)
@@ -86,10 +90,14 @@ class Process(Life):
                 reads.acknowledged(resolved.index)
         if output.status.role is Role.LEADER:
             reads.leads(self.node_id, output.status.term)
+        self._is_behind = output.status.needs_snapshot
         self._send(output.messages)
         if output.status.needs_snapshot and output.status.leader is not None:
             self.world.transfers.want(self, output.status.leader)
 
     def _send(self, frames: Frames) -> None:
         for target, frame in frames:
+            # What overtakes is sent back again and again, and so is everything until a snapshot has come.
+            if "retired" not in self.world.mix.hazards and not self._is_behind:
+                self.world.checks.said(self.node_id, target, decode_frame(frame) or ())
             self.world.network.send(self.node_id, target, frame)

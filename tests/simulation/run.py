@@ -1,6 +1,7 @@
 """Runs seeds. `scripts/simulate` is its command line."""
 
 import traceback
+from collections.abc import Callable
 
 from tests.simulation.checks import Violation
 from tests.simulation.member_world import MemberWorld
@@ -14,9 +15,16 @@ WORLDS: dict[str, type[ReplicaWorld | MeshWorld]] = {
 }
 
 
-def run_seed(seed: int, nodes: int, world_type: type[ReplicaWorld | MeshWorld] = ReplicaWorld) -> World:
-    """Raises Violation, with the command that replays it; an exception out of a node is a violation too."""
+def run_seed(
+    seed: int,
+    nodes: int,
+    world_type: type[ReplicaWorld | MeshWorld] = ReplicaWorld,
+    prepare: Callable[[World], None] = lambda world: None,
+) -> World:
+    """Raises Violation, with the command that replays it; an exception out of a node is a violation too. `prepare` may
+    change the mix of faults that the seed has drawn."""
     world = world_type(seed, nodes)
+    prepare(world)
     try:
         world.run()
     except Violation as violation:

@@ -2,7 +2,6 @@
 
 import os
 
-_CHUNK = 10
 _PERCENT = int(os.environ.get("SIMULATION_SEEDS", "100"))
 
 
@@ -10,6 +9,6 @@ def chunks(counts: dict[int, int]) -> list[tuple[int, range]]:
     """`counts`: nodes -> seeds. Chunks of (nodes, seeds), so that a failure names few."""
     found = []
     for nodes, count in counts.items():
-        seeds = range(count * _PERCENT // 100)
-        found += [(nodes, seeds[start : start + _CHUNK]) for start in range(0, len(seeds), _CHUNK)]
+        seeds, size = range(count * _PERCENT // 100), 10 if nodes <= 3 else 5
+        found += [(nodes, seeds[start : start + size]) for start in range(0, len(seeds), size)]
     return found

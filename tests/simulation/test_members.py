@@ -19,9 +19,10 @@ from storage.ids import NodeId
 from storage.memory import MemoryStore
 from tests.simulation.machine import APPLIED_TABLE, RecordingMachine
 from tests.simulation.member_world import MemberWorld
+from tests.simulation.planting import Patch, caught
 from tests.simulation.run import run_seed
 from tests.simulation.seeds import chunks
-from tests.simulation.test_planted_faults import Patch, caught, expect_caught
+from tests.simulation.test_guard_scenarios import expect_caught
 from tests.unit.consensus.cluster import IDS, Cluster
 
 A, B, C = IDS

@@ -1,4 +1,4 @@
-"""Rows 14 to 16 of the table of known faults, as far as they are about snapshots: see `test_planted_faults`."""
+"""Rows 14 to 16 of the table of known faults, as far as they are about snapshots: see `test_guard_scenarios`."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,8 @@ from storage.ids import NodeId
 from storage.memory import MemoryStore
 from storage.transactions import Store
 from tests.simulation.machine import RecordingMachine
-from tests.simulation.test_planted_faults import Patch, caught, conflicted, expect_caught
+from tests.simulation.planting import Patch, caught
+from tests.simulation.test_guard_scenarios import conflicted, expect_caught
 from tests.simulation.transfers import Transfers
 from tests.simulation.world import ReplicaWorld
 from tests.unit.consensus.cluster import IDS, Cluster

@@ -1,0 +1,230 @@
+"""Rules of the mesh above the log, each taken away once: leases and attempts, reads, proposals."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from msgspec.structs import replace
+
+from consensus.engine import Role
+from consensus.group import Group
+from consensus.replica import Replica
+from consensus.state import branches, queries
+from consensus.state.commands import Applied
+from consensus.state.events import BranchAssigned, Numbered
+from consensus.state.rows import Lease
+from consensus.state.sessions import queue_entry
+from consensus.state.tables import BRANCHES, LEASES, QUEUE, encode
+from consensus.steps import Resolved
+from consensus.waiting import SharedQuestion
+from node.scheduler import policy
+from node.work import Assignments
+from tests.simulation.mesh_world import MeshWorld
+from tests.simulation.planting import Patch, Planted
+
+# -- leases and attempts --
+
+
+def requeue_early(patch: Patch) -> None:
+    real = policy.overdue_leases
+
+    def overdue(leases: list[Lease], now_ms: int) -> Any:
+        return real(leases, now_ms + 5_000)
+
+    patch.setattr(policy, "overdue_leases", overdue)
+
+
+def never_requeue(patch: Patch) -> None:
+    patch.setattr(policy, "overdue_leases", lambda leases, now_ms: [])
+
+
+def short_lease(patch: Patch) -> None:
+    patch.setattr(policy, "LEASE_GRACE_MS", -50)
+
+
+def never_back(patch: Patch) -> None:
+    real = policy.judge_members
+    patch.setattr(
+        policy,
+        "judge_members",
+        lambda view, now_ms: [verdict for verdict in real(view, now_ms) if verdict.status == "dead"],
+    )
+
+
+def any_result(patch: Patch) -> None:
+    """Whoever says that it has a result is believed, if the branch is being processed."""
+    real = branches._record
+
+    def record(work: Any, outcome: Any) -> bool:
+        branch = queries.get_branch(work.txn, outcome.session_id, outcome.branch_index)
+        if branch is not None and branch.status == "processing":
+            outcome = replace(outcome, attempt=branch.attempt, node_id=branch.node_id)
+        return real(work, outcome)
+
+    patch.setattr(branches, "_record", record)
+
+
+def two_attempts(patch: Patch) -> None:
+    """A branch that is being processed is assigned once more."""
+    real = branches._assign_one
+
+    def assign(work: Any, item: Any, member: Any) -> bool:
+        edit = work.session(item.session_id)
+        branch = queries.get_branch(work.txn, item.session_id, item.branch_index)
+        if edit is not None and branch is not None and branch.status == "processing":
+            key = edit.branch_key(item.branch_index)
+            work.remove(LEASES, key, work.txn.get(LEASES, key))
+            work.insert(QUEUE, edit.queue_key(item.branch_index), encode(queue_entry(branch)))
+            work.put(BRANCHES, key, encode(branch))
+            item = replace(item, attempt=branch.attempt + 1)
+        return real(work, item, member)
+
+    patch.setattr(branches, "_assign_one", assign)
+
+
+def work_of_others(patch: Patch) -> None:
+    def on_events(self: Assignments, events: Iterable[Numbered]) -> None:
+        self._start([one.event for one in events if isinstance(one.event, BranchAssigned)])
+
+    patch.setattr(Assignments, "on_events", on_events)
+
+
+# -- reads and proposals --
+
+
+def read_without_asking(patch: Patch) -> None:
+    async def barrier(self: Group, deadline_s: float = 10.0) -> int:
+        return self.status().applied_index
+
+    patch.setattr(Group, "barrier", barrier)
+
+
+def join_the_question_under_way(patch: Patch) -> None:
+    real = SharedQuestion._run
+
+    async def run(self: SharedQuestion) -> None:
+        ask = self._ask
+
+        async def ask_and_join() -> int | None:
+            index = await ask()
+            self._asking, self._waiting = self._asking + self._waiting, []
+            return index
+
+        with patch.context() as inner:
+            inner.setattr(self, "_ask", ask_and_join)
+            await real(self)
+
+    patch.setattr(SharedQuestion, "_run", run)
+
+
+def answer_before_applied(patch: Patch) -> None:
+    async def wait_applied(self: Group, index: int, until: float) -> None:
+        await asyncio.sleep(0)
+
+    patch.setattr(Group, "_wait_applied", wait_applied)
+
+
+def unknown_is_success(patch: Patch) -> None:
+    real = Replica.on_role
+
+    def on_role(self: Replica, old: Role, new: Role) -> None:
+        if old is Role.LEADER:
+            waiting, self._waiting = self._waiting, {}
+            self._resolved.extend(Resolved(token, 1, Applied(index=1), None) for token in waiting.values())
+        real(self, old, new)
+
+    patch.setattr(Replica, "on_role", on_role)
+
+
+PLANTED = [
+    Planted(
+        rule="lease: its end",
+        removed="a lease is taken back only when it has run out",
+        caught_by="the lease would last until",
+        plant=requeue_early,
+        seed=1,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="lease: its length",
+        removed="a lease lasts longer than the attempt may",
+        caught_by="the lease ends before",
+        plant=short_lease,
+        seed=0,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="lease: reaping",
+        removed="a lease that has run out is requeued",
+        caught_by="not converged",
+        plant=never_requeue,
+        seed=0,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="members",
+        removed="a node that is back gets work again",
+        caught_by="not converged",
+        plant=never_back,
+        seed=3,
+        world=MeshWorld,
+        weights=("partition",),
+        every_s=5.0,
+    ),
+    Planted(
+        rule="attempts: results",
+        removed="only the current attempt's result is recorded",
+        caught_by="did not produce",
+        plant=any_result,
+        seed=25,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="attempts: one at a time",
+        removed="what is being processed is not assigned",
+        caught_by="and then came",
+        plant=two_attempts,
+        seed=0,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="attempts: whose",
+        removed="only the instance that an assignment names executes it",
+        caught_by="is executed by",
+        plant=work_of_others,
+        seed=0,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="read: linearizable",
+        removed="a reader asks how far it must see",
+        caught_by="a linearizable read lacks",
+        plant=read_without_asking,
+        seed=1,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="read: shared",
+        removed="who comes while a question is under way shares the next one",
+        caught_by="a linearizable read lacks",
+        plant=join_the_question_under_way,
+        seed=0,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="read: own writes",
+        removed="a proposal is answered when it is applied here",
+        caught_by="does not read what was written",
+        plant=answer_before_applied,
+        seed=1,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="row 13",
+        removed="a proposal whose outcome is unknown is proposed again",
+        caught_by="is lost|lacks|does not read",
+        plant=unknown_is_success,
+        seed=3,
+        world=MeshWorld,
+    ),
+]
