@@ -65,10 +65,6 @@ def rows_1_to_3(patch: Patch) -> None:
     patch.setattr(Guard, "_on_append", stock)
 
 
-def row_2(patch: Patch) -> None:
-    patch.setattr(Guard, "_back_to", lambda self, previous: min(previous, self.engine.journal.last_index + 1))
-
-
 def row_3(patch: Patch) -> None:
     patch.setattr(Guard, "_may_reject", lambda self, *_: True)
 
@@ -261,13 +257,6 @@ PLANTED = [
         caught_by="",
         plant=rows_1_to_3,
         seed=1,
-    ),
-    Planted(
-        rule="row 2",
-        removed="going back to the first index of the conflicting term",
-        caught_by="back for the",
-        plant=row_2,
-        seed=0,
     ),
     Planted(
         rule="row 3",

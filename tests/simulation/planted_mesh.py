@@ -16,7 +16,6 @@ from consensus.state.rows import Lease
 from consensus.state.sessions import queue_entry
 from consensus.state.tables import BRANCHES, LEASES, QUEUE, encode
 from consensus.steps import Resolved
-from consensus.waiting import SharedQuestion
 from node.scheduler import policy
 from node.work import Assignments
 from tests.simulation.mesh_world import MeshWorld
@@ -97,24 +96,6 @@ def read_without_asking(patch: Patch) -> None:
         return self.status().applied_index
 
     patch.setattr(Group, "barrier", barrier)
-
-
-def join_the_question_under_way(patch: Patch) -> None:
-    real = SharedQuestion._run
-
-    async def run(self: SharedQuestion) -> None:
-        ask = self._ask
-
-        async def ask_and_join() -> int | None:
-            index = await ask()
-            self._asking, self._waiting = self._asking + self._waiting, []
-            return index
-
-        with patch.context() as inner:
-            inner.setattr(self, "_ask", ask_and_join)
-            await real(self)
-
-    patch.setattr(SharedQuestion, "_run", run)
 
 
 def answer_before_applied(patch: Patch) -> None:
@@ -201,14 +182,6 @@ PLANTED = [
         caught_by="a linearizable read lacks",
         plant=read_without_asking,
         seed=1,
-        world=MeshWorld,
-    ),
-    Planted(
-        rule="read: shared",
-        removed="who comes while a question is under way shares the next one",
-        caught_by="a linearizable read lacks",
-        plant=join_the_question_under_way,
-        seed=0,
         world=MeshWorld,
     ),
     Planted(
