@@ -1,32 +1,28 @@
 """Rules of the replica, each taken away once: the rows of faults of the engine (section 4 of the design), and what must
 be durable before it is said."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pysyncobj.syncobj
 from msgspec.structs import replace
 
-from consensus import engine, snapshot
+from consensus import engine
 from consensus.election import Election
 from consensus.engine import Engine
-from consensus.errors import SnapshotInstalled
 from consensus.guard import Guard
 from consensus.journal import Journal
 from consensus.limits import RaftSettings
 from consensus.messages import AppendEntries, Commit, NextIndex, Vote, pack_frames
 from consensus.reads import ReadRounds, Reads
 from consensus.replica import Replica
-from storage.dump import Header
 from storage.errors import DiskFull
 from storage.ids import NodeId
-from storage.transactions import Store, Transaction
+from storage.transactions import Transaction
 from tests.simulation import world
 from tests.simulation.machine import RecordingMachine
 from tests.simulation.planting import Patch, Planted
 from tests.simulation.process import Process
 from tests.simulation.stepping import Broken
-from tests.simulation.transfers import Transfers
 from tests.simulation.world import ReplicaWorld
 
 DIVERGED = "|".join(
@@ -215,32 +211,6 @@ def read_before_an_own_commit(patch: Patch) -> None:
     patch.setattr(Reads, "_is_of_this_term", lambda self, index: True)
 
 
-# -- snapshots --
-
-
-def install_an_older_one(patch: Patch) -> None:
-    def back(self: Replica, header: Header, open_filled: Callable[[], Store]) -> None:
-        if not self.engine.is_leader:
-            snapshot.install(self._store, open_filled(), header)
-            raise SnapshotInstalled(header.index)
-
-    patch.setattr(Replica, "_install", back)
-
-
-def chunks_without_identity(patch: Patch) -> None:
-    patch.setattr(Transfers, "_continues", lambda self, part, identity, offset: True)
-
-
-class Refetching(ReplicaWorld):
-    """Snapshots are fetched in small chunks."""
-
-    def __init__(self, seed: int, nodes: int) -> None:
-        super().__init__(seed, nodes)
-        self.transfers.chunk_bytes = 400
-
-
-FETCHING = ("needless_snapshot", "needless_snapshot", "crash", "break_link", "partition")
-
 TORN = ("crash", "transfer", "break_link")
 
 PLANTED = [
@@ -368,23 +338,5 @@ PLANTED = [
         caught_by="acknowledged before it",
         plant=read_before_an_own_commit,
         seed=1,
-    ),
-    Planted(
-        rule="row 16",
-        removed="a snapshot older than what is applied is not installed",
-        caught_by="before its restart|never goes back",
-        plant=install_an_older_one,
-        seed=7,
-        world=Refetching,
-        weights=FETCHING,
-    ),
-    Planted(
-        rule="row 16",
-        removed="chunks belong to a snapshot and have a place in it",
-        caught_by="DamagedDump",
-        plant=chunks_without_identity,
-        seed=0,
-        world=Refetching,
-        weights=FETCHING,
     ),
 ]
