@@ -63,6 +63,7 @@ def nodes_text(answer: Mapping[str, Any]) -> str:
             row["node_id"],
             row["tier"] + (" (leader)" if row["node_id"] == leader else ""),
             row["status"],
+            row.get("standing"),
             f"{row['slots']}+{row['async_slots']}",
             row["address"],
             row["software"],
@@ -70,7 +71,9 @@ def nodes_text(answer: Mapping[str, Any]) -> str:
         ]
         for row in members
     ]
-    return render.table(["name", "id", "tier", "status", "slots", "address", "software", "secret"], rows, keep=(1, 7))
+    return render.table(
+        ["name", "id", "tier", "status", "standing", "slots", "address", "software", "secret"], rows, keep=(1, 7)
+    )
 
 
 def rituals_text(answer: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     for when in ("before", "after"):
         quorum = plan[when]
         lines.append(
-            f"{when:<7} {quorum['voters']} voters, {quorum['majority']} make a majority, {quorum['healthy']} are "
+            f"{when}: {quorum['voters']} voters, {quorum['majority']} make a majority, {quorum['healthy']} are "
             f"healthy: survives the loss of {quorum['survives']}"
         )
     if plan["refusal"]:

@@ -7,7 +7,7 @@ from node.http.answers import answer, answer_reading
 from node.http.arguments import FRESHNESS, Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
-from node.service import status, trust
+from node.service import status, trust, voting
 from node.service.errors import ServiceError
 from node.service.readings import STALE
 
@@ -35,7 +35,15 @@ async def list_members(request: web.Request) -> web.Response:
     arguments = Arguments(request.query, FRESHNESS)
     reading = await request.app[SERVICE].members(arguments.wanted())
     secrets = trust.accepted_by(request.app[SERVICE])
-    members = [{**row, "secrets": secrets.get(row["node_id"])} for row in render.rows(reading.value)]
+    consensus = request.app[SERVICE].status_or_none
+    members = [
+        {
+            **row,
+            "secrets": secrets.get(row["node_id"]),
+            "standing": None if consensus is None else voting.standing_of(consensus, row["node_id"]),
+        }
+        for row in render.rows(reading.value)
+    ]
     return answer_reading(request, {"members": members}, reading)
 
 

@@ -50,6 +50,10 @@ def schemas() -> dict[str, Any]:
         "items": {"type": "string"},
         "description": "fingerprints of the mesh secrets it accepts, the one it presents first; null: not known here",
     }
+    rows["Member"]["properties"]["standing"] = {
+        "type": ["string", "null"],
+        "description": "voter, standby, learner (catching up), removed or none; null: not known here",
+    }
     return {
         **rows,
         "SessionSubmission": _submission(),

@@ -21,10 +21,29 @@ def test_nodes_is_a_table(node: FakeNode, capsys: pytest.CaptureFixture[str]) ->
     node.on("/v1/members", {"members": [member(), member(name="ben", node_id="b" * 26, status="dead")], "leader": NODE})
     assert main(["nodes"]) == Exit.OK
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "id", "tier", "status", "slots", "address", "software", "secret"]
-    assert lines[1].split() == ["ann", NODE, "core", "(leader)", "alive", "2+100", "10.0.0.1:7781", "0.1.0", "-"]
+    assert lines[0].split() == ["name", "id", "tier", "status", "standing", "slots", "address", "software", "secret"]
+    assert lines[1].split() == ["ann", NODE, "core", "(leader)", "alive", "-", "2+100", "10.0.0.1:7781", "0.1.0", "-"]
     assert lines[2].split()[3] == "dead"
     assert "\x1b" not in "".join(lines)
+
+
+def test_nodes_remove_says_what_happens_and_asks(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = {
+        "dry_run": True,
+        "allowed": True,
+        "refusal": None,
+        "steps": [{"kind": "remove", "node_id": "b" * 26, "name": "ben"}],
+        "before": {"voters": 3, "majority": 2, "healthy": 3, "survives": 1},
+        "after": {"voters": 2, "majority": 2, "healthy": 2, "survives": 0},
+    }
+    node.on("/v1/members/ben/change", plan)
+    assert main(["nodes", "remove", "ben", "--dry-run"]) == Exit.OK
+    told = capsys.readouterr().out
+    assert "would remove ben" in told
+    assert "after: 2 voters, 2 make a majority, 2 are healthy: survives the loss of 0" in told
+    node.on("/v1/members/ben/change", {**plan, "allowed": False, "refusal": {"code": "last_voter", "message": "alone"}})
+    assert main(["nodes", "remove", "ben", "--yes"]) == Exit.FAILED
+    assert "alone" in capsys.readouterr().err
 
 
 def test_json_is_what_the_node_said(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
