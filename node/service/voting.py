@@ -99,11 +99,13 @@ def _quorum(quorum: Quorum) -> dict[str, int]:
 
 
 def _find(service: NodeService, text: str) -> NodeId:
-    """An id, or a name that only one node has."""
-    names = service.names()
-    if text in names:
+    """An id, or a name that only one node has. Members of the mesh come before those that were: a machine that joined
+    again, under a new id, has the name that it had."""
+    names, configuration = service.names(), service.status.configuration
+    if text in names or text in configuration.members or text in configuration.removed:
         return NodeId(text)
-    found = sorted(node for node, name in names.items() if name == text)
+    named = sorted(node for node, name in names.items() if name == text)
+    found = [node for node in named if node in configuration.members] or named
     if len(found) == 1:
         return found[0]
     if found:
