@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     client = _client_options()
     reader = _reader_options(client)
     _add(commands, "status", "the state of the node that answers", reader)
-    _add_nodes(commands, client, reader)
+    _add_nodes(commands, reader)
     _add_session(commands, client, reader)
     backup = _add(commands, "backup", "save all sessions and insights in a file", client, _BACKUP_EPILOG)
     backup.add_argument("file", type=Path, metavar="FILE", help="where to save it")
@@ -145,13 +145,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_nodes(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    client: argparse.ArgumentParser,
-    reader: argparse.ArgumentParser,
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", reader: argparse.ArgumentParser
 ) -> None:
     """`nodes` alone lists; with an action it changes who votes."""
     nodes = _add(commands, "nodes", "the members of the mesh, and who votes", reader)
     actions = nodes.add_subparsers(dest="action", metavar="action")
+    client = _client_options(is_inner=True)
     for name, text in (
         ("remove", "take a node out of the mesh for good"),
         ("replace", "let a standby vote in the place of a node, which is removed"),
@@ -184,8 +183,9 @@ def _add(
     )
 
 
-def _client_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
+def _client_options(*, is_inner: bool = False) -> argparse.ArgumentParser:
+    """`is_inner`: of an action of a command that takes them too; what was given before the action holds."""
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS if is_inner else None)
     group = options.add_argument_group("talking to a node")
     group.add_argument("--url", help="any node, or several separated by commas (default: http://127.0.0.1:7780)")
     group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the API token")

@@ -10,9 +10,13 @@ from node.cli import render
 from node.cli.api import Api
 from node.cli.exits import CommandError, Exit
 
+ANSWER_S = 20.0
+"""A node answers within 15 s: a change may have to wait for another leader."""
+
 
 def run(arguments: Namespace) -> int:
     api = Api.of(arguments)
+    api.timeout_s = max(api.timeout_s, ANSWER_S)
     path = f"/v1/members/{quote(arguments.name, safe='')}/change"
     body = {"action": arguments.action, "by": getattr(arguments, "by", ""), "dry_run": True}
     plan = api.post(path, body)

@@ -27,6 +27,19 @@ def test_nodes_is_a_table(node: FakeNode, capsys: pytest.CaptureFixture[str]) ->
     assert "\x1b" not in "".join(lines)
 
 
+@pytest.mark.parametrize("is_before", [True, False])
+def test_options_before_and_after_the_action_hold(start_node: Callable[[], FakeNode], is_before: bool) -> None:
+    """One that is lost would send the change to another mesh."""
+    other = start_node()
+    quorum = {"voters": 3, "majority": 2, "healthy": 3, "survives": 1}
+    plan = {"dry_run": True, "allowed": True, "refusal": None, "steps": [], "before": quorum, "after": quorum}
+    other.on("/v1/members/ben/change", plan)
+    options = ["--url", other.url, "--json"]
+    action = ["remove", "ben", "--dry-run"]
+    assert main(["nodes", *options, *action] if is_before else ["nodes", *action, *options]) == Exit.OK
+    assert other.paths() == ["/v1/members/ben/change"]
+
+
 def test_nodes_remove_says_what_happens_and_asks(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     plan = {
         "dry_run": True,
