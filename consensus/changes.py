@@ -14,7 +14,7 @@ from consensus.courier import PeerTransport
 from consensus.engine import Role
 from consensus.errors import ProposalFailed, ProposalTimeout
 from consensus.group import Group
-from consensus.membership import Change, Plan, Refusal, plan
+from consensus.membership import Change, Plan, Refusal, plan, quorum_of
 from storage.ids import NodeId
 
 CHANGE = "change"
@@ -122,9 +122,9 @@ class Changes:
 
     async def _lead(self, request: _Request, until: float) -> _Answer:
         status = self._group.status()
-        found = plan(status.configuration, request.changes, status.standing)
         if request.is_dry_run:
-            return _Answer(found)
+            return _Answer(plan(status.configuration, request.changes, status.standing))
+        configuration, made = status.configuration, []
         try:
             for change in request.changes:
                 resolved = await self._group.change(change, until)
@@ -132,11 +132,17 @@ class Changes:
                     return _Answer(None, resolved.answer.code, resolved.answer.message)
                 if resolved.error is not None:
                     return _Answer(None, resolved.error)
+                if resolved.answer != configuration:
+                    made.append(change)
+                    configuration = resolved.answer
         except TimeoutError:
             return _Answer(None, "timeout")
         except ProposalFailed as error:
             return _Answer(None, getattr(error, "code", "unavailable"), str(error))
-        return _Answer(found)
+        # Told by what was done: what the leader knew when it was asked may have been older than what it judged by.
+        before = quorum_of(status.configuration, status.standing)
+        after = quorum_of(configuration, self._group.status().standing)
+        return _Answer(Plan(tuple(made), before, after, configuration, None))
 
 
 _encode = msgspec.msgpack.Encoder().encode
