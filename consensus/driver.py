@@ -100,6 +100,7 @@ class ReplicaDriver:
         """On the event loop. The replica is constructed on the thread; what is wrong with it goes to `on_failure`."""
         assert self._thread is None, "started twice"
         self._loop = asyncio.get_running_loop()
+        self._inbox.open()
         self._ended = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name=f"replica-{self._node_id[:8]}")
         self._thread.start()

@@ -288,22 +288,24 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     def lead(self) -> None:
         """The part of a leader's tick that followers wait for: what is agreed now, and new entries. `tick` does the
         rest, applying among it, while they work."""
-        self._agree()
+        self._agree(self.journal.flushed_index)
         self._checkCommandsToApply()
         self._send_new()
 
     def tick(self) -> None:
+        """What it says may rest on entries that are written only after it: it must wait for the write."""
+        if self.is_leader and self.peers:
+            self._agree(self.journal.last_index)
         self.doTick(0.0)
         self._send_new()
 
-    def _agree(self) -> None:
-        """The commit rule, as the engine has it, without its walk over every entry: a majority holds it, and it is of
-        this term (Raft, section 5.4.2)."""
-        held = sorted([self.match_index(peer) for peer in self.voting_peers], reverse=True)
-        if held:
-            index = min(held[self.majority - 2], self.journal.last_index)
-            if index > self.commit_index and self.journal.term_at(index) == self.term:
-                self.advance_commit(index)
+    def _agree(self, own_index: int) -> None:
+        """The commit rule, as the engine has it, without its walk over every entry: a majority holds it, this replica
+        up to `own_index`, and it is of this term (Raft, section 5.4.2)."""
+        held = sorted([own_index, *[self.match_index(peer) for peer in self.voting_peers]], reverse=True)
+        index = held[self.majority - 1]
+        if index > self.commit_index and self.journal.term_at(index) == self.term:
+            self.advance_commit(index)
 
     def _send_new(self) -> None:
         if self.is_leader and any(

@@ -62,12 +62,8 @@ class Inbox:
 
     def __init__(self) -> None:
         self._posted: deque[Posted | _StreamLost] = deque()
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
         self._is_waiting = False
         self._poll = select.poll()
-        self._poll.register(self._reader, select.POLLIN)
         self._streams: dict[NodeId, PeerStream] = {}
         self._peer_at: dict[int, NodeId] = {}
         self._blocked: set[NodeId] = set()
@@ -75,6 +71,13 @@ class Inbox:
         """Up now, as told by the inputs taken."""
         self.dropped = 0
         """Messages of peers that were shed because the thread did not keep up."""
+
+    def open(self) -> None:
+        """Before the first `take`; inputs may be posted earlier."""
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._poll.register(self._reader, select.POLLIN)
 
     def post(self, given: Posted) -> None:
         """Kept in order. Never blocks."""

@@ -112,6 +112,9 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     commit_notice_s: float = 0.001
     """How long a leader with nothing to send waits before it tells followers what is committed: longer than a caller
     needs to send its next command, shorter than anyone who waits for an event would notice."""
+    write_delay_s: float = 0.002
+    """How long a leader waits for acknowledgements before it writes new entries without applying them: longer than
+    followers on a LAN with a solid disk need."""
     batch_bytes: int = 2 << 20
     """Commands in one append message."""
     batch_entries: int = BATCH_ENTRIES_MAX

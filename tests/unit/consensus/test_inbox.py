@@ -26,6 +26,7 @@ def nothing_left_open():
 @pytest.fixture
 def inbox():
     made = Inbox()
+    made.open()
     yield made
     made.close()
 
@@ -166,6 +167,7 @@ def test_what_has_come_before_the_thread_had_the_stream_is_read(inbox):
 
 def test_closing_closes_every_stream():
     inbox = Inbox()
+    inbox.open()
     held, _ = connected(inbox)
     waiting, _ = pipe()
     inbox.post(StreamUp(OTHER, waiting))

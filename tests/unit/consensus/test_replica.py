@@ -148,8 +148,10 @@ def test_a_failed_commit_says_nothing_and_kills_the_replica() -> None:
     leader = cluster.elect()
     cluster.run()
     cluster.stores[leader].fail_next_commit(DiskFull("full"))
+    cluster.propose(leader, 1, b"x")
     with pytest.raises(DiskFull):
-        cluster.replicas[leader].step([Propose(1, b"x")], cluster.now)
+        cluster.run()
+    assert 1 not in cluster.resolved
     with pytest.raises(ReplicaDead):
         cluster.replicas[leader].step([], cluster.now)
     cluster.kill(leader)
@@ -159,6 +161,62 @@ def test_a_failed_commit_says_nothing_and_kills_the_replica() -> None:
     cluster.run()
     assert cluster.resolved[2].error is None
     cluster.run_until(lambda: len(cluster.digests()) == 1)
+
+
+def test_a_leader_writes_and_applies_what_followers_hold_in_one_transaction() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run()
+    begun = []
+    store = cluster.stores[leader]
+    begin_write = store.begin_write
+    store.begin_write = lambda: (begun.append(1), begin_write())[1]  # type: ignore[func-returns-value,method-assign]
+    for token in range(5):
+        cluster.propose(leader, token, b"x")
+        cluster.run()
+        assert cluster.resolved[token].error is None
+    assert len(begun) == 5
+
+
+def test_a_leader_whose_followers_are_slow_writes_by_itself() -> None:
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run()
+    last = cluster.replicas[leader].status.last_index
+    followers = [i for i in IDS if i != leader]
+    cluster.muted = set(followers)
+    cluster.propose(leader, 1, b"x")
+    cluster.run()
+    assert cluster.replicas[leader].journal.flushed_index == last
+    cluster.now += 0.003
+    cluster.run()
+    assert cluster.replicas[leader].journal.flushed_index == last + 1
+    assert 1 not in cluster.resolved
+    cluster.muted = set()
+    cluster.run_until(lambda: 1 in cluster.resolved)
+    assert cluster.resolved[1].error is None
+
+
+def test_what_rests_on_an_unwritten_entry_is_not_said_early() -> None:
+    """An entry that one follower holds and the leader has not written is agreed only with the leader's write: nobody
+    may hear of it before."""
+    cluster = Cluster()
+    leader = cluster.elect()
+    cluster.run()
+    one, other = (i for i in IDS if i != leader)
+    replica = cluster.replicas[leader]
+    cluster.muted = {other}
+    cluster.propose(leader, 1, b"x")
+    cluster.step(leader)
+    cluster.step(one)
+    before = replica.status.commit_index
+    early: list[tuple[NodeId, bytes]] = []
+    inputs, cluster.inboxes[leader] = cluster.inboxes[leader], []
+    output = replica.step([*inputs, Propose(2, b"y")], cluster.now, early.extend)
+    assert [resolved.token for resolved in output.resolved] == [1]
+    told = [message for _, frame in early for message in decode_frame(frame) or [] if type(message) is AppendEntries]
+    assert told
+    assert all(message.commit_index == before for message in told)
 
 
 def test_an_oversized_command_is_refused_before_it_enters_the_log() -> None:
