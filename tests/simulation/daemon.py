@@ -289,7 +289,6 @@ class SimulatedGroup(Group):
         settings = life.world.settings
         super().__init__(node_id, voters, store, machine, transport, settings=settings, rng=life.dice, **options)
         real = self._driver
-        real._inbox.close()  # it waits on a socket
         self._driver = life.driver = SimulatedDriver(
             node_id,
             voters,
@@ -310,7 +309,6 @@ class SimulatedDriver(ReplicaDriver):
     def live_in(self, life: Daemon, observed: ObservedDomain) -> None:
         self._life = life
         self.observed = observed
-        self._inbox.close()  # nothing comes over its socket
         self._linked: set[NodeId] = set()
         self._stepper: Stepper | None = None
 
