@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import structlog
 
+from consensus.autopilot import Policy
+from consensus.changes import CHANGE
 from consensus.courier import PROPOSE, READ_INDEX
 from consensus.driver import ReplicaDriver
 from consensus.engine import Role
@@ -23,7 +25,6 @@ from consensus.state.rows import RitualOffer
 from consensus.steps import LinkDown, LinkUp, Output, Propose, ReadIndex, Resolved, TransferLeadership
 from mesh.bootstrap import Bootstrap
 from mesh.founder import Founder
-from mesh.handshake import Hello
 from mesh.proposals import FoundingRecord, Message, encode_message
 from node.app import LinkState
 from node.live import LiveBoard
@@ -134,9 +135,11 @@ class Daemon(Life):
 
     async def _take_part(self) -> None:
         founding = await self._founder.result
-        share = Share(self, founding.voters)
+        world = self.world
+        share = Share(self, founding.voters, Policy(voters_wanted=world.voters_wanted, grace_s=world.grace_s))
         self.mesh.serve(PROPOSE, share.group.on_request)
         self.mesh.serve(READ_INDEX, share.group.on_read_request)
+        self.mesh.serve(CHANGE, share.changes.on_request)
         self.mesh.serve(SNAPSHOT, share.snapshots.on_request)
         await share.snapshots.open()
         share.group.start()
@@ -244,8 +247,9 @@ class SimulatedMesh:
         # A real answer comes over the link of its question; here one to a former life would find the number in use.
         self._count = daemon.world.lives << 32
 
-    def hello_of(self, peer: NodeId) -> Hello | None:
-        return None
+    def hello_of(self, peer: NodeId) -> Any:
+        link = self._daemon.link_views().get(peer)
+        return SimpleNamespace(tier="core", node_name=peer) if link is not None and link.is_up else None
 
     def serve(self, method: str, server: Callable[[NodeId, bytes], Coroutine[Any, Any, bytes]]) -> None:
         self.servers[method] = server

@@ -32,7 +32,9 @@ class MeshWorld(World):
     def __init__(self, seed: int, nodes: int, *, fault_s: float = 15.0, heal_s: float = 180.0) -> None:
         super().__init__(seed, nodes, LoopClock(), fault_s=fault_s, heal_s=heal_s)
         self.expect = nodes if nodes < 5 or self.dice.random() < 0.75 else nodes - 2
-        """How many found the mesh; more than half, so that there is but one."""
+        """How many found the mesh; more than half, so that there is but one. The others join it."""
+        self.voters_wanted = self.dice.choice([size for size in (1, 3, 5, 7) if size <= nodes])
+        self.grace_s = self.dice.choice([1.0, 5.0, 300.0])
         self.has_discovery = self.dice.random() < 0.5
         self.slots = self.dice.choice([1, 2, 8])
         self.think_s = self.dice.choice([0.1, 0.5, 2.0])
@@ -106,14 +108,14 @@ class MeshWorld(World):
     def is_converged(self) -> bool:
         """Everybody is a member, everything is done, and all hold the same."""
         members = [daemon for daemon in self.running.values() if daemon.is_member]
-        if len(self.running) < len(self.ids) or len(members) < self.expect:
+        if len(self.running) < len(self.ids) or len(members) < len(self.ids):
             return False
         status = [daemon.share.group.status() for daemon in self.running.values() if daemon.share is not None]
         if len({s.applied_index for s in status}) > 1 or not any(s.role is Role.LEADER for s in status):
             return False
         with members[0].store.read() as txn:
             alive = [member for member in queries.members(txn) if member.status == "alive"]
-            return queries.open_sessions(txn) == 0 and len(alive) == self.expect
+            return queries.open_sessions(txn) == 0 and len(alive) == len(self.ids)
 
     def check_end(self) -> None:
         digests = {}
