@@ -15,11 +15,16 @@ from consensus.engine import Role
 from consensus.errors import ConsensusError
 from consensus.group import Group
 from consensus.membership import Change
+from consensus.steps import ReplicaStatus
 from node.service.times import iso, now_ms
 from storage.ids import NodeId
 
 LOOK_S: Final = 0.5
 JOIN_PAUSE_S: Final = 1.0
+FORGOTTEN_S: Final = 3.0
+"""A learner that has had no leader for so long asks to be taken in: what named it in its log may never have been agreed
+on, and then no leader knows of it. Asking when it is one changes nothing."""
+
 ACTIONS_MAX: Final = 20
 """Remembered for the status page."""
 
@@ -49,6 +54,7 @@ class Steward:
         self.autopilot = Autopilot(policy)
         self.actions: deque[Action] = deque(maxlen=ACTIONS_MAX)
         self._told = ""
+        self._alone_since: float | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -61,8 +67,19 @@ class Steward:
                     await self._act(step.change, step.reason)
                 continue
             self.autopilot.forget()
-            if not status.is_removed and self._node_id not in status.configuration.members:
+            if not status.is_removed and (self._is_unknown(status) or self._is_forgotten(status)):
                 await self._join()
+
+    def _is_unknown(self, status: ReplicaStatus) -> bool:
+        return self._node_id not in status.configuration.members
+
+    def _is_forgotten(self, status: ReplicaStatus) -> bool:
+        if status.leader is not None or self._node_id in status.configuration.voters:
+            self._alone_since = None
+            return False
+        now = time.monotonic()
+        self._alone_since = self._alone_since or now
+        return now - self._alone_since >= FORGOTTEN_S
 
     async def _act(self, change: Change, reason: str) -> None:
         outcome = "done"

@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from consensus.errors import UpgradeRequired
 from consensus.state import branches, members, queries, sessions
 from consensus.state.commands import AnyCommand, Applied, Canary, Offer, Refused
 from consensus.state.encoding import encode_command
 from consensus.state.rows import Branch
+from consensus.state.versions import COMMAND_VERSION
 from tests.property.state_twin import Answer, Twin, failure_code
 from tests.unit.state.model import (
     FAILED,
@@ -295,7 +297,7 @@ def test_a_broken_rule_is_noticed(fault: str, capsys: pytest.CaptureFixture[str]
             self.limits.enter_context(FAULTS[fault]())
 
     planted = settings(
-        LIMITS, max_examples=150, phases=[Phase.generate], derandomize=True, database=None, report_multiple_bugs=False
+        LIMITS, max_examples=1000, phases=[Phase.generate], derandomize=True, database=None, report_multiple_bugs=False
     )
     with pytest.raises((AssertionError, KeyError)):  # of the twin, of the invariants or of the machine
         run_state_machine_as_test(Broken, settings=planted)
@@ -359,6 +361,10 @@ def _every_command() -> list[AnyCommand]:
 
 def _apply_to_a_busy_state(data: bytes) -> None:
     replica = Replica(register(A), submit(S1), submit(S2), assign(assignment(S1, 0)))
+    if data and data[0] > COMMAND_VERSION:
+        with pytest.raises(UpgradeRequired):
+            replica.apply_bytes(data)
+        return
     first = replica.apply_bytes(data)
     before = replica.digest
     again = replica.apply_bytes(data)
