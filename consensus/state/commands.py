@@ -19,7 +19,8 @@ class Command(Row, frozen=True, kw_only=True, tag_field="command"):
 
 class RegisterMember(Command, frozen=True, kw_only=True, tag="register_member"):
     """A daemon has started, or what it offers has changed. A new `instance_id` for a known node means that the work
-    of the former instance is lost: its leases are requeued in the same command."""
+    of the former instance is lost: its leases are requeued in the same command. A Leaf is registered by its parent,
+    with the Leaf's own time in `at_ms`, so that of two parents the later one counts; its leases stay."""
 
     node_id: NodeId
     instance_id: InstanceId
@@ -32,6 +33,8 @@ class RegisterMember(Command, frozen=True, kw_only=True, tag="register_member"):
     rituals: dict[str, RitualOffer]
     software: str
     at_ms: int
+    parent: NodeId | None = None
+    parent_instance: InstanceId | None = None
 
 
 class SetMemberStatus(Command, frozen=True, kw_only=True, tag="set_member_status"):
@@ -41,6 +44,8 @@ class SetMemberStatus(Command, frozen=True, kw_only=True, tag="set_member_status
     instance_id: InstanceId
     status: MemberStatus
     at_ms: int
+    registered_at_ms: int | None = None
+    """If given, only while this is its registration: a Leaf that hangs on another parent by now is passed over."""
 
 
 class BranchSpec(Row, frozen=True, kw_only=True):

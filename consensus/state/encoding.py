@@ -222,6 +222,11 @@ def _check_registration(command: RegisterMember) -> None:
         _text(name, getattr(command, name), TEXT_BYTES_MAX)
     _range("slots", command.slots, 0, SLOTS_MAX)
     _range("async_slots", command.async_slots, 0, SLOTS_MAX)
+    if (command.parent is None) != (command.parent_instance is None):
+        raise CommandError("malformed", "parent: goes with parent_instance")
+    for name in ("parent", "parent_instance"):
+        if getattr(command, name) is not None:
+            _id(name, getattr(command, name))
     if len(command.rituals) > RITUALS_PER_MEMBER_MAX:
         raise CommandError("too_large", f"rituals: at most {RITUALS_PER_MEMBER_MAX} are allowed")
     for name, offer in command.rituals.items():

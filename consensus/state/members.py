@@ -14,7 +14,7 @@ from consensus.state.commands import Answer, Applied, Canary, Refused, RegisterM
 from consensus.state.events import MemberRegistered, MemberStatusChanged
 from consensus.state.limits import FORMER_INSTANCES_MAX, MEMBERS_MAX
 from consensus.state.rows import Failure, LastCanary, Member
-from consensus.state.tables import CANARY_KEY, MEMBERS, STATE_DIGEST, Workspace, decode_member, encode
+from consensus.state.tables import CANARY_KEY, MEMBERS, STATE_DIGEST, Workspace, decode_member, encode, encode_member
 from storage.transactions import Transaction
 
 
@@ -35,13 +35,15 @@ def register(work: Workspace, command: RegisterMember) -> Answer:
         joined_at_ms=command.at_ms,
         status_changed_at_ms=command.at_ms,
         registered_at_ms=command.at_ms,
+        parent=command.parent,
+        parent_instance=command.parent_instance,
     )
     if stored is None:
         if work.txn.count(MEMBERS) >= MEMBERS_MAX:
             return Refused(
                 index=work.index, code="too_many_members", message=f"the mesh knows {MEMBERS_MAX} nodes already"
             )
-        work.insert(MEMBERS, key, encode(member))
+        work.insert(MEMBERS, key, encode_member(member))
         return _registered(work, member)
     known = decode_member(stored)
     if known.instance_id == member.instance_id:
@@ -58,7 +60,7 @@ def register(work: Workspace, command: RegisterMember) -> Answer:
                 code="stale_registration",
                 message=f"a later registration of {command.node_id} is known; register again with the present time",
             )
-        work.replace(MEMBERS, key, stored, encode(member))
+        work.replace(MEMBERS, key, stored, encode_member(member))
         return _registered(work, member)
     if member.instance_id in known.former_instance_ids:
         return Refused(
@@ -68,7 +70,7 @@ def register(work: Workspace, command: RegisterMember) -> Answer:
             "restart it; if both run, the data directory was copied",
         )
     former = [*known.former_instance_ids, known.instance_id][-FORMER_INSTANCES_MAX:]
-    work.replace(MEMBERS, key, stored, encode(replace(member, former_instance_ids=former)))
+    work.replace(MEMBERS, key, stored, encode_member(replace(member, former_instance_ids=former)))
     answer = _registered(work, member)
     failure = Failure(
         code="node_restarted", message=f"The daemon of {known.name} was restarted; its attempts are lost."
@@ -97,12 +99,14 @@ def set_status(work: Workspace, command: SetMemberStatus) -> Answer:
             code="stale_instance",
             message=f"{command.node_id} runs as instance {member.instance_id} now, not {command.instance_id}",
         )
+    if command.registered_at_ms not in (None, member.registered_at_ms):
+        return Applied(index=work.index, skipped=1)
     if member.status == command.status:
         return Applied(index=work.index)
     if member.status == "left":
         return Applied(index=work.index, skipped=1)
     changed = replace(member, status=command.status, status_changed_at_ms=command.at_ms)
-    work.replace(MEMBERS, key, stored, encode(changed))
+    work.replace(MEMBERS, key, stored, encode_member(changed))
     work.events.append(MemberStatusChanged(at_ms=work.at_ms, node_id=member.node_id, status=command.status))
     if command.status == "alive":
         return Applied(index=work.index, changed=1)

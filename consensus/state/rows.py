@@ -60,6 +60,11 @@ class Member(Row, frozen=True, kw_only=True):
     """Time of the registration that this row shows; an older one of the same instance does not replace it."""
     former_instance_ids: list[InstanceId] = []
     """The latest instances before this one, newest last: a delayed registration of theirs is refused."""
+    # since command version 2:
+    parent: NodeId | None = None
+    """Of a Leaf: the node it hangs on."""
+    parent_instance: InstanceId | None = None
+    """The very instance of the parent: one that has restarted does not hold the uplink any more."""
 
 
 class Failure(Row, frozen=True, kw_only=True):

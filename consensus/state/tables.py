@@ -114,6 +114,22 @@ decode_pattern = msgspec.msgpack.Decoder(PatternCount).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_canary = msgspec.msgpack.Decoder(LastCanary).decode
 
+_LATER_DEFAULTS: Final = tuple(
+    field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    for field in msgspec.structs.fields(Member)[Member.__struct_fields__.index("former_instance_ids") + 1 :]
+)
+"""Of what command versions after the first have added to a member."""
+
+
+def encode_member(member: Member) -> bytes:
+    """Without the later fields at its end that say nothing: the row that an older version makes of the same command."""
+    values = msgspec.structs.astuple(member)
+    defaults = list(_LATER_DEFAULTS)
+    while defaults and values[-1] == defaults.pop():
+        values = values[:-1]
+    return encode(values)
+
+
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 

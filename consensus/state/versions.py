@@ -16,21 +16,43 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from consensus.state.commands import Command
+import msgspec
+
+from consensus.state.commands import Command, RegisterMember, SetMemberStatus
 from consensus.state.rows import Member
 
-COMMAND_VERSION: Final = 1
+COMMAND_VERSION: Final[int] = 2
 """The newest that this software can apply."""
 
 SINCE: Final[Mapping[type[Command], int]] = {}
 """Command -> the version that brought it; those of version 1 are left out."""
+
+FIELDS_SINCE: Final[Mapping[type[Command], Mapping[str, int]]] = {
+    RegisterMember: {"parent": 2, "parent_instance": 2},
+    SetMemberStatus: {"registered_at_ms": 2},
+}
+"""Fields that came later, and the version they need when they hold anything but their default. Rows leave them out then
+(`tables.encode_member`), so older versions make the same rows of the same command."""
+
+_LATER_FIELDS: Final = {
+    command: [
+        (field.name, None if field.default is msgspec.NODEFAULT else field.default, names[field.name])
+        for field in msgspec.structs.fields(command)
+        if field.name in names
+    ]
+    for command, names in FIELDS_SINCE.items()
+}
 
 _SUFFIX = re.compile(r"\+(?:[0-9A-Za-z.-]+\.)?commands\.([0-9]{1,6})(?:\.|$)")
 
 
 def version_of(command: Command) -> int:
     """What a replica must know to apply it."""
-    return SINCE.get(type(command), 1)
+    needed = SINCE.get(type(command), 1)
+    for name, default, version in _LATER_FIELDS.get(type(command), ()):
+        if version > needed and getattr(command, name) != default:
+            needed = version
+    return needed
 
 
 def labelled(software: str) -> str:

@@ -74,7 +74,7 @@ class Twin:
     # Members
 
     def register(self, command: RegisterMember) -> Answer:
-        offer = (command.name, command.slots, sorted(command.rituals))
+        offer = (command.name, command.slots, sorted(command.rituals), command.parent)
         known = self.members.get(command.node_id)
         member: dict[str, Any] = {
             "instance": command.instance_id,
@@ -110,6 +110,8 @@ class Twin:
             return ("refused", "unknown_member")
         if member["instance"] != command.instance_id:
             return ("refused", "stale_instance")
+        if command.registered_at_ms is not None and command.registered_at_ms != member["registered"]:
+            return ("applied", 0, 1)
         if member["status"] == command.status:
             return ("applied", 0, 0)
         if member["status"] == "left":

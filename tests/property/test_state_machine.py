@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from msgspec.structs import replace
 
 from consensus.errors import UpgradeRequired
 from consensus.state import branches, members, queries, sessions
@@ -90,12 +91,11 @@ class Pair:
         held = [(x.session_id, x.branch_index, x.attempt, x.node_id, x.deadline_ms) for x in read(queries.leases)]
         assert held == twin.leases()
         seen_members = {
-            m.node_id: (m.instance_id, m.status, m.slots, sorted(m.rituals), m.former_instance_ids)
+            m.node_id: (m.instance_id, m.status, m.slots, sorted(m.rituals), m.parent, m.former_instance_ids)
             for m in read(queries.members)
         }
         assert seen_members == {
-            node: (m["instance"], m["status"], m["offer"][1], m["offer"][2], m["former"])
-            for node, m in twin.members.items()
+            node: (m["instance"], m["status"], *m["offer"][1:], m["former"]) for node, m in twin.members.items()
         }
         found = {session.id: session for session in read(queries.list_sessions, limit=999)}
         assert set(found) == set(twin.sessions)
@@ -196,9 +196,23 @@ class Comparison(RuleBasedStateMachine):
             number = int(member["instance"].rpartition("-")[2])
             self.pair.apply(register(node, number, at_ms=member["registered"] + 1))
 
-    @rule(node=nodes, number=numbers, status=st.sampled_from(["alive", "dead", "left"]))
-    def set_status(self, node: Any, number: int, status: Any) -> None:
-        self.pair.apply(set_status(node, status, number))
+    @rule(node=nodes, parent=nodes, odds=st.integers(-1, 1))
+    def change_parent(self, node: Any, parent: Any, odds: int) -> None:
+        """Of the instance that is known; sometimes by a message that comes late."""
+        member = self.pair.twin.members.get(node)
+        if member is not None:
+            number = int(member["instance"].rpartition("-")[2])
+            command = register(node, number, at_ms=max(0, member["registered"] + odds))
+            self.pair.apply(replace(command, parent=parent, parent_instance=f"{parent}-1"))
+
+    @rule(
+        node=nodes,
+        number=numbers,
+        status=st.sampled_from(["alive", "dead", "left"]),
+        registered=st.none() | times,
+    )
+    def set_status(self, node: Any, number: int, status: Any, registered: int | None) -> None:
+        self.pair.apply(replace(set_status(node, status, number), registered_at_ms=registered))
 
     @rule(identity=session_ids, count=st.integers(1, 3), attempts_max=st.integers(1, 2), at_ms=times, offered=offers)
     def submit(self, identity: Any, count: int, attempts_max: int, at_ms: int, offered: Offer | None) -> None:

@@ -1,7 +1,8 @@
 """The daemon as the next version might be: `python -m tests.system.next_version --config FILE`.
 
 It speaks one more link protocol, says more in its Hello, adds a message that nobody knows yet to every Raft frame, and
-has one more command, `RenameMember`, of command version 2. SIGUSR1 makes it propose one; its log says how that ended.
+has one more command, `RenameMember`, of the next command version. SIGUSR1 makes it propose one; its
+log says how that ended.
 """
 
 import asyncio

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from consensus.state.versions import COMMAND_VERSION
 from node.testing import Daemon, LocalMesh
 
 pytestmark = pytest.mark.timeout(300)
@@ -62,7 +63,10 @@ def test_versions_mix_and_what_is_new_waits_for_all(mesh: LocalMesh) -> None:
     upgrade(mesh, "node-3")
     works(mesh)
     document = mesh["node-1"].call("GET", "/status").expect(200)
-    assert (document["versions"]["command_version"], document["versions"]["mesh_command_version"]) == (1, 1)
+    assert (document["versions"]["command_version"], document["versions"]["mesh_command_version"]) == (
+        COMMAND_VERSION,
+        COMMAND_VERSION,
+    )
     assert {peer["protocol"] for peer in document["peers"]} == {document["versions"]["link_protocol"]}
     refused = rename(mesh, "node-3")
     assert refused["code"] == "newer_command"
@@ -77,7 +81,7 @@ def test_versions_mix_and_what_is_new_waits_for_all(mesh: LocalMesh) -> None:
     for daemon in mesh.running():
         mesh.wait("everybody has applied it", lambda daemon=daemon: done["name"] in names(daemon))  # type: ignore[misc]
     document = mesh["node-1"].call("GET", "/status").expect(200)
-    assert document["versions"]["mesh_command_version"] == 2
+    assert document["versions"]["mesh_command_version"] == COMMAND_VERSION + 1
     assert {peer["protocol"] for peer in document["peers"]} == {document["versions"]["link_protocol"]}
     works(mesh)
 

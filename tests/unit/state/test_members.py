@@ -1,8 +1,10 @@
 """Registrations and changes of status, and what becomes of the work of those who are gone."""
 
 import pytest
+from msgspec.structs import replace
 
 from consensus.state import members, queries
+from consensus.state.commands import RegisterMember
 from consensus.state.events import BranchRequeued, MemberRegistered, MemberStatusChanged
 from consensus.state.rows import Member
 from tests.unit.state.model import S1, A, B, C, Replica, assign, assignment, register, set_status, submit
@@ -84,6 +86,26 @@ def test_the_dead_may_come_back_and_those_who_left_must_register() -> None:
     assert member(replica).status == "left"
     replica.accept(register(A, at_ms=9), changed=1)
     assert member(replica).status == "alive"
+
+
+def on(parent: str, at_ms: int) -> RegisterMember:
+    return replace(register(C, at_ms=at_ms), tier="leaf", parent=parent, parent_instance=f"{parent}-1")
+
+
+def test_a_leaf_that_changes_its_parent_keeps_its_work() -> None:
+    replica = Replica(on(A, 5), submit(), assign(assignment(S1, 0, node_id=C)))
+    replica.accept(on(B, 6), changed=1)
+    assert (member(replica, C).parent, member(replica, C).status) == (B, "alive")
+    assert replica.leased() == [(S1, 0)]
+    assert replica.refuse(on(A, 5)) == "stale_registration", "the former parent is late"
+
+
+def test_a_former_parent_has_no_say_in_the_status_of_a_leaf() -> None:
+    replica = Replica(on(A, 5), submit(), assign(assignment(S1, 0, node_id=C)), on(B, 6))
+    replica.accept(replace(set_status(C, "dead"), registered_at_ms=5), changed=0, skipped=1)
+    assert replica.leased() == [(S1, 0)]
+    replica.accept(replace(set_status(C, "dead"), registered_at_ms=6), changed=2)
+    assert replica.queued() == [(S1, 0), (S1, 1)]
 
 
 def test_there_is_room_for_so_many_members(monkeypatch: pytest.MonkeyPatch) -> None:

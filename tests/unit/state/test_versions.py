@@ -1,53 +1,59 @@
 """Versions of commands, with a simulated next one."""
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from consensus.errors import UpgradeRequired
-from consensus.state import apply, encoding, versions
+from consensus.state import apply, encoding, tables, versions
 from consensus.state.apply import StateMachine
-from consensus.state.commands import Canary, RegisterMember
+from consensus.state.commands import Canary, Command, RegisterMember
 from consensus.state.encoding import CommandError, decode_command, encode_command
 from consensus.state.queries import members
+from consensus.state.rows import Member
 from tests.unit.state.model import A, B, Replica, register, set_status
 
 CANARY = Canary(node_id=A, payload=b"", at_ms=1)
+NEXT = versions.COMMAND_VERSION + 1
 
 
 @pytest.fixture
 def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version 2, which brought the canary."""
-    monkeypatch.setattr(versions, "COMMAND_VERSION", 2)
-    monkeypatch.setattr(encoding, "COMMAND_VERSION", 2)
-    monkeypatch.setattr(versions, "SINCE", {Canary: 2})
+    """The next version, which brought the canary."""
+    monkeypatch.setattr(versions, "COMMAND_VERSION", NEXT)
+    monkeypatch.setattr(encoding, "COMMAND_VERSION", NEXT)
+    monkeypatch.setattr(versions, "SINCE", {Canary: NEXT})
 
 
 def test_a_newer_command_is_never_passed_over() -> None:
     replica = Replica(register(A))
-    for version in (2, 3, 255):
+    for version in (NEXT, NEXT + 1, 255):
         with pytest.raises(UpgradeRequired, match="upgrade this node") as raised:
             replica.apply_bytes(bytes([version]) + encode_command(CANARY)[1:])
-        assert (raised.value.version, raised.value.known) == (version, 1)
+        assert (raised.value.version, raised.value.known) == (version, NEXT - 1)
 
 
 @pytest.mark.usefixtures("next_version")
 def test_a_command_says_the_version_it_needs_and_no_other() -> None:
-    assert encode_command(CANARY)[0] == 2
+    assert encode_command(CANARY)[0] == NEXT
     assert encode_command(register(A))[0] == 1, "what older versions can apply stays theirs"
     assert decode_command(encode_command(CANARY)) == CANARY
-    for command, wrong in ((CANARY, 1), (register(A), 2)):
+    for command, wrong in ((CANARY, 1), (register(A), NEXT)):
         with pytest.raises(CommandError, match="of another version"):
             decode_command(bytes([wrong]) + encode_command(command)[1:])
 
 
-def test_the_label_of_the_first_version_is_that_of_the_release_before_labels() -> None:
-    assert versions.labelled("0.1.0") == "0.1.0"
+def test_the_label_of_the_first_version_is_that_of_the_release_before_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as first:
+        first.setattr(versions, "COMMAND_VERSION", 1)
+        assert versions.labelled("0.1.0") == "0.1.0"
     assert versions.known_to("0.1.0") == versions.known_to("") == versions.known_to("0.2.0+local.commands") == 1
 
 
 @pytest.mark.usefixtures("next_version")
 @pytest.mark.parametrize("software", ["0.2.0", "0.2.0+local.7"])
 def test_labels_are_read_back(software: str) -> None:
-    assert versions.known_to(versions.labelled(software)) == 2
+    assert versions.known_to(versions.labelled(software)) == NEXT
 
 
 def test_the_slowest_member_decides_until_it_has_left() -> None:
@@ -74,10 +80,10 @@ def test_rows_of_a_newer_version_are_not_gone_on_with(monkeypatch: pytest.Monkey
     machine = StateMachine()
     replica = Replica(register(A))
     with monkeypatch.context() as newer:
-        newer.setattr(versions, "COMMAND_VERSION", 2)
-        newer.setattr(encoding, "COMMAND_VERSION", 2)
-        newer.setattr(apply, "COMMAND_VERSION", 2)
-        newer.setattr(versions, "SINCE", {Canary: 2})
+        newer.setattr(versions, "COMMAND_VERSION", NEXT)
+        newer.setattr(encoding, "COMMAND_VERSION", NEXT)
+        newer.setattr(apply, "COMMAND_VERSION", NEXT)
+        newer.setattr(versions, "SINCE", {Canary: NEXT})
         for _ in range(2):
             replica.accept(CANARY)
         replica.accept(register(B))
@@ -85,3 +91,30 @@ def test_rows_of_a_newer_version_are_not_gone_on_with(monkeypatch: pytest.Monkey
             machine.check(txn)
     with replica.store.read() as txn, pytest.raises(UpgradeRequired, match="upgrade this node"):
         machine.check(txn)
+
+
+@pytest.mark.parametrize(
+    ("command", "version"),
+    [
+        (register(A), 1),
+        (replace(register(A), parent=B, parent_instance="i"), 2),
+        (set_status(A, "dead"), 1),
+        (replace(set_status(A, "dead"), registered_at_ms=0), 2),
+    ],
+)
+def test_a_later_field_needs_its_version_only_when_it_is_used(command: Command, version: int) -> None:
+    assert versions.version_of(command) == version
+    assert decode_command(encode_command(command)) == command  # type: ignore[arg-type]
+
+
+def test_a_member_without_later_fields_is_the_row_that_the_first_version_makes() -> None:
+    row = Member(
+        node_id=A, instance_id="i", name="a", tier="core", address="", http_address="", slots=1, async_slots=1,
+        rituals={}, software="0.1.0",
+    )  # fmt: skip
+    first = [A, "i", "a", "core", "", "", 1, 1, {}, "0.1.0", "alive", 0, 0, 0, []]
+    assert msgspec.msgpack.decode(tables.encode_member(row)) == first
+    leaf = replace(row, parent=B, parent_instance="j")
+    assert msgspec.msgpack.decode(tables.encode_member(leaf))[:17] == [*first, B, "j"]
+    for member in (row, leaf):
+        assert tables.decode_member(tables.encode_member(member)) == member
