@@ -24,6 +24,7 @@ from consensus.state.commands import (
     CancelSession,
     ChangingCommand,
     CompleteBranches,
+    DrainMember,
     Refused,
     RegisterMember,
     RequeueBranches,
@@ -113,6 +114,8 @@ def _dispatch(work: Workspace, command: ChangingCommand) -> Answer:
             return members.register(work, command)
         case SetMemberStatus():
             return members.set_status(work, command)
+        case DrainMember():
+            return members.drain(work, command)
         case _:
             assert_never(command)
 

@@ -64,9 +64,13 @@ def assign(work: Workspace, command: AssignBranches) -> tuple[int, int]:
             stored = work.txn.get(MEMBERS, node_id.encode()) if 0 < len(node_id) <= 64 else None
             members[node_id] = None if stored is None else decode_member(stored)
         member = members[node_id]
-        if member is not None and member.status == "alive" and member.instance_id == item.instance_id:
+        if member is not None and _takes_work(member, item.instance_id):
             assigned += _assign_one(work, item, member)
     return assigned, len(command.assignments) - assigned
+
+
+def _takes_work(member: Member, instance_id: InstanceId) -> bool:
+    return member.status == "alive" and not member.is_draining and member.instance_id == instance_id
 
 
 def _assign_one(work: Workspace, item: Assignment, member: Member) -> bool:
@@ -139,7 +143,7 @@ def _take_up(work: Workspace, offer: Offer, edit: SessionEdit, branch_index: int
     """Assigns a queued branch to the place that came with the command."""
     stored = work.txn.get(MEMBERS, offer.node_id.encode())
     member = None if stored is None else decode_member(stored)
-    if member is None or member.status != "alive" or member.instance_id != offer.instance_id:
+    if member is None or not _takes_work(member, offer.instance_id):
         return
     row = work.txn.get(BRANCHES, edit.key + u32(branch_index))
     assert row is not None, "what is queued exists"

@@ -48,6 +48,17 @@ class SetMemberStatus(Command, frozen=True, kw_only=True, tag="set_member_status
     """If given, only while this is its registration: a Leaf that hangs on another parent by now is passed over."""
 
 
+class DrainMember(Command, frozen=True, kw_only=True, tag="drain_member"):
+    """By a person: no new work for this instance, or that this ends. A new instance begins without it."""
+
+    node_id: NodeId
+    instance_id: InstanceId
+    is_draining: bool
+    at_ms: int
+    is_leaving: bool = False
+    hand_back_at_ms: int | None = None
+
+
 class BranchSpec(Row, frozen=True, kw_only=True):
     """A branch as submitted."""
 
@@ -159,6 +170,7 @@ class Canary(Command, frozen=True, kw_only=True, tag="canary"):
 ChangingCommand: TypeAlias = (
     RegisterMember
     | SetMemberStatus
+    | DrainMember
     | SubmitSession
     | CancelSession
     | AssignBranches

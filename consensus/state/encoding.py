@@ -19,6 +19,7 @@ from consensus.state.commands import (
     Canary,
     CancelSession,
     CompleteBranches,
+    DrainMember,
     Offer,
     RegisterMember,
     RequeueBranches,
@@ -119,6 +120,8 @@ def check_command(command: AnyCommand) -> None:
             _check_registration(command)
         case SetMemberStatus():
             _id("node_id", command.node_id)
+        case DrainMember():
+            _check_drain(command)
         case _:
             assert_never(command)
 
@@ -233,6 +236,14 @@ def _check_registration(command: RegisterMember) -> None:
         if not _ID.fullmatch(name):
             raise CommandError("malformed", "rituals: names have 1 to 64 of letters, digits, '_', '.', '-'")
         _text("rituals.version", offer.version, TEXT_BYTES_MAX)
+
+
+def _check_drain(command: DrainMember) -> None:
+    _id("node_id", command.node_id)
+    if not command.is_draining and (command.is_leaving or command.hand_back_at_ms is not None):
+        raise CommandError("malformed", "is_leaving, hand_back_at_ms: only of one that is draining")
+    if command.hand_back_at_ms is not None:
+        _range("hand_back_at_ms", command.hand_back_at_ms, 0, TIME_MS_MAX)
 
 
 def _id(name: str, value: str) -> None:

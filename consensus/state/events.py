@@ -22,6 +22,14 @@ class MemberStatusChanged(Event, frozen=True, kw_only=True, tag="member_status_c
     status: MemberStatus
 
 
+class MemberDraining(Event, frozen=True, kw_only=True, tag="member_draining"):
+    """Begun or ended by a person."""
+
+    node_id: NodeId
+    is_draining: bool
+    is_leaving: bool
+
+
 class SessionSubmitted(Event, frozen=True, kw_only=True, tag="session_submitted"):
     session_id: SessionId
     total_branches: int
@@ -90,6 +98,7 @@ class BranchCancelled(Event, frozen=True, kw_only=True, tag="branch_cancelled"):
 AnyEvent: TypeAlias = (
     MemberRegistered
     | MemberStatusChanged
+    | MemberDraining
     | SessionSubmitted
     | SessionCompleted
     | SessionFailed

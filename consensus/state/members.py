@@ -3,6 +3,7 @@
 Rules a reader must not break:
 - A new instance of a node takes the place of the former one in one step with the end of the former's attempts.
 - A delayed registration never brings a former instance back: the latest former ones are remembered.
+- A member that drains, or is suspect, keeps its attempts and gets no new ones.
 - `left` is final for an instance; `dead` is not, it may have been silent only. A node that comes back gets new work;
   the attempts it lost stay lost.
 """
@@ -10,8 +11,8 @@ Rules a reader must not break:
 from msgspec.structs import replace
 
 from consensus.state.branches import release_leases
-from consensus.state.commands import Answer, Applied, Canary, Refused, RegisterMember, SetMemberStatus
-from consensus.state.events import MemberRegistered, MemberStatusChanged
+from consensus.state.commands import Answer, Applied, Canary, DrainMember, Refused, RegisterMember, SetMemberStatus
+from consensus.state.events import MemberDraining, MemberRegistered, MemberStatusChanged
 from consensus.state.limits import FORMER_INSTANCES_MAX, MEMBERS_MAX
 from consensus.state.rows import Failure, LastCanary, Member
 from consensus.state.tables import CANARY_KEY, MEMBERS, STATE_DIGEST, Workspace, decode_member, encode, encode_member
@@ -48,6 +49,13 @@ def register(work: Workspace, command: RegisterMember) -> Answer:
     known = decode_member(stored)
     if known.instance_id == member.instance_id:
         member = replace(member, joined_at_ms=known.joined_at_ms, former_instance_ids=known.former_instance_ids)
+        if known.status != "left":
+            member = replace(
+                member,
+                is_draining=known.is_draining,
+                is_leaving=known.is_leaving,
+                hand_back_at_ms=known.hand_back_at_ms,
+            )
         if known.status == "alive":
             member = replace(member, status_changed_at_ms=known.status_changed_at_ms)
         if replace(member, registered_at_ms=known.registered_at_ms) == known:
@@ -88,6 +96,58 @@ def _registered(work: Workspace, member: Member) -> Answer:
 
 def set_status(work: Workspace, command: SetMemberStatus) -> Answer:
     """`changed` counts the member and the attempts that ended with it."""
+    found = _of_instance(work, command)
+    if isinstance(found, Refused):
+        return found
+    key, stored, member = found
+    if command.registered_at_ms not in (None, member.registered_at_ms):
+        return Applied(index=work.index, skipped=1)
+    if member.status == command.status:
+        return Applied(index=work.index)
+    if member.status == "left":
+        return Applied(index=work.index, skipped=1)
+    changed = replace(member, status=command.status, status_changed_at_ms=command.at_ms)
+    work.replace(MEMBERS, key, stored, encode_member(changed))
+    work.events.append(MemberStatusChanged(at_ms=work.at_ms, node_id=member.node_id, status=command.status))
+    if command.status in ("alive", "suspect"):
+        return Applied(index=work.index, changed=1)
+    why = "left the mesh" if command.status == "left" else "is not heard from any more"
+    failure = Failure(code=f"node_{command.status}", message=f"The node {member.name} {why}; its attempts are lost.")
+    return Applied(index=work.index, changed=1 + release_leases(work, member.node_id, failure))
+
+
+def drain(work: Workspace, command: DrainMember) -> Answer:
+    found = _of_instance(work, command)
+    if isinstance(found, Refused):
+        return found
+    key, stored, member = found
+    if member.status == "left":
+        return Refused(
+            index=work.index, code="has_left", message=f"{member.name} has left the mesh; starting it brings it back"
+        )
+    changed = replace(
+        member,
+        is_draining=command.is_draining,
+        is_leaving=command.is_leaving,
+        hand_back_at_ms=command.hand_back_at_ms,
+    )
+    if changed == member:
+        return Applied(index=work.index)
+    work.replace(MEMBERS, key, stored, encode_member(changed))
+    if (member.is_draining, member.is_leaving) != (changed.is_draining, changed.is_leaving):
+        work.events.append(
+            MemberDraining(
+                at_ms=work.at_ms,
+                node_id=member.node_id,
+                is_draining=changed.is_draining,
+                is_leaving=changed.is_leaving,
+            )
+        )
+    return Applied(index=work.index, changed=1)
+
+
+def _of_instance(work: Workspace, command: SetMemberStatus | DrainMember) -> tuple[bytes, bytes, Member] | Refused:
+    """Its key and row, if the instance that the command is about is still the one."""
     key = command.node_id.encode()
     stored = work.txn.get(MEMBERS, key)
     if stored is None:
@@ -99,20 +159,7 @@ def set_status(work: Workspace, command: SetMemberStatus) -> Answer:
             code="stale_instance",
             message=f"{command.node_id} runs as instance {member.instance_id} now, not {command.instance_id}",
         )
-    if command.registered_at_ms not in (None, member.registered_at_ms):
-        return Applied(index=work.index, skipped=1)
-    if member.status == command.status:
-        return Applied(index=work.index)
-    if member.status == "left":
-        return Applied(index=work.index, skipped=1)
-    changed = replace(member, status=command.status, status_changed_at_ms=command.at_ms)
-    work.replace(MEMBERS, key, stored, encode_member(changed))
-    work.events.append(MemberStatusChanged(at_ms=work.at_ms, node_id=member.node_id, status=command.status))
-    if command.status == "alive":
-        return Applied(index=work.index, changed=1)
-    why = "left the mesh" if command.status == "left" else "is not heard from any more"
-    failure = Failure(code=f"node_{command.status}", message=f"The node {member.name} {why}; its attempts are lost.")
-    return Applied(index=work.index, changed=1 + release_leases(work, member.node_id, failure))
+    return key, stored, member
 
 
 def canary(txn: Transaction, index: int, command: Canary) -> Answer:

@@ -19,7 +19,8 @@ SessionStatus: TypeAlias = Literal["pending", "processing", "completed", "failed
 BranchStatus: TypeAlias = Literal["pending", "processing", "completed", "failed", "cancelled"]
 BranchRole: TypeAlias = Literal["branch", "consolidation"]
 AttemptStatus: TypeAlias = Literal["processing", "completed", "failed", "lost", "cancelled", "superseded"]
-MemberStatus: TypeAlias = Literal["alive", "dead", "left"]
+MemberStatus: TypeAlias = Literal["alive", "suspect", "dead", "left"]
+"""`suspect` keeps the work it has and gets nothing new."""
 Tier: TypeAlias = Literal["core", "edge", "leaf"]
 RitualKind: TypeAlias = Literal["async", "cpu"]
 
@@ -65,6 +66,12 @@ class Member(Row, frozen=True, kw_only=True):
     """Of a Leaf: the node it hangs on."""
     parent_instance: InstanceId | None = None
     """The very instance of the parent: one that has restarted does not hold the uplink any more."""
+    is_draining: bool = False
+    """Gets no new work, by order of a person; of this instance only."""
+    is_leaving: bool = False
+    """It leaves the mesh when it is drained."""
+    hand_back_at_ms: int | None = None
+    """Of a draining member: when what it still executes is given to others."""
 
 
 class Failure(Row, frozen=True, kw_only=True):

@@ -18,13 +18,13 @@ from typing import Final
 
 import msgspec
 
-from consensus.state.commands import Command, RegisterMember, SetMemberStatus
+from consensus.state.commands import Command, DrainMember, RegisterMember, SetMemberStatus
 from consensus.state.rows import Member
 
 COMMAND_VERSION: Final[int] = 2
 """The newest that this software can apply."""
 
-SINCE: Final[Mapping[type[Command], int]] = {}
+SINCE: Final[Mapping[type[Command], int]] = {DrainMember: 2}
 """Command -> the version that brought it; those of version 1 are left out."""
 
 FIELDS_SINCE: Final[Mapping[type[Command], Mapping[str, int]]] = {
@@ -52,6 +52,8 @@ def version_of(command: Command) -> int:
     for name, default, version in _LATER_FIELDS.get(type(command), ()):
         if version > needed and getattr(command, name) != default:
             needed = version
+    if isinstance(command, SetMemberStatus) and command.status == "suspect":
+        needed = max(needed, 2)
     return needed
 
 

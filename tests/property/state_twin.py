@@ -13,6 +13,7 @@ from consensus.state.commands import (
     Canary,
     CancelSession,
     CompleteBranches,
+    DrainMember,
     RegisterMember,
     RequeueBranches,
     SetMemberStatus,
@@ -47,6 +48,8 @@ class Twin:
                 return self.register(command)
             case SetMemberStatus():
                 return self.set_status(command)
+            case DrainMember():
+                return self.drain(command)
             case SubmitSession():
                 return self.submit(command)
             case CancelSession():
@@ -82,10 +85,13 @@ class Twin:
             "status": "alive",
             "registered": command.at_ms,
             "former": [],
+            "drain": (False, False, None),
         }
         if known is not None:
             member["former"] = known["former"]
             if known["instance"] == command.instance_id:
+                if known["status"] != "left":
+                    member["drain"] = known["drain"]
                 if known["status"] == "alive" and known["offer"] == offer:
                     return ("applied", 0, 0)
                 if known["status"] != "alive" and known["registered"] == command.at_ms:
@@ -120,6 +126,20 @@ class Twin:
         self.events.append(f"member_status_changed {command.node_id}")
         lost = self.lose_all(command.node_id) if command.status in ("dead", "left") else 0
         return ("applied", 1 + lost, 0)
+
+    def drain(self, command: DrainMember) -> Answer:
+        member = self.members.get(command.node_id)
+        if member is None:
+            return ("refused", "unknown_member")
+        if member["instance"] != command.instance_id:
+            return ("refused", "stale_instance")
+        if member["status"] == "left":
+            return ("refused", "has_left")
+        before = member["drain"]
+        member["drain"] = (command.is_draining, command.is_leaving, command.hand_back_at_ms)
+        if member["drain"][:2] != before[:2]:
+            self.events.append(f"member_draining {command.node_id}")
+        return ("applied", int(member["drain"] != before), 0)
 
     def lose_all(self, node: str) -> int:
         lost = 0
@@ -235,6 +255,7 @@ class Twin:
         session, branch = found
         if (
             member["status"] != "alive"
+            or member["drain"][0]
             or member["instance"] != item.instance_id
             or branch["ritual"] not in member["offer"][2]
             or branch["status"] != "pending"

@@ -14,6 +14,7 @@ from consensus.state.commands import (
     BranchSpec,
     CancelSession,
     CompleteBranches,
+    DrainMember,
     Offer,
     Outcome,
     Refused,
@@ -66,6 +67,21 @@ def register(node_id: NodeId = A, number: int = 1, *, at_ms: int = 1, **changes:
 
 def set_status(node_id: NodeId, status: MemberStatus, number: int = 1, *, at_ms: int = 5) -> SetMemberStatus:
     return SetMemberStatus(node_id=node_id, instance_id=instance(node_id, number), status=status, at_ms=at_ms)
+
+
+def drain(
+    node_id: NodeId, number: int = 1, *, is_leaving: bool | None = False, hand_back_at_ms: int | None = None
+) -> DrainMember:
+    """`is_leaving` None: the end of it."""
+    is_draining = is_leaving is not None
+    return DrainMember(
+        node_id=node_id,
+        instance_id=instance(node_id, number),
+        is_draining=is_draining,
+        is_leaving=bool(is_leaving),
+        hand_back_at_ms=hand_back_at_ms if is_draining else None,
+        at_ms=5,
+    )
 
 
 def spec(ritual: str = "echo", **changes: Any) -> BranchSpec:

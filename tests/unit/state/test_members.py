@@ -5,9 +5,24 @@ from msgspec.structs import replace
 
 from consensus.state import members, queries
 from consensus.state.commands import RegisterMember
-from consensus.state.events import BranchRequeued, MemberRegistered, MemberStatusChanged
+from consensus.state.events import BranchRequeued, MemberDraining, MemberRegistered, MemberStatusChanged
 from consensus.state.rows import Member
-from tests.unit.state.model import S1, A, B, C, Replica, assign, assignment, register, set_status, submit
+from tests.unit.state.model import (
+    S1,
+    A,
+    B,
+    C,
+    Replica,
+    assign,
+    assignment,
+    complete,
+    drain,
+    offer,
+    outcome,
+    register,
+    set_status,
+    submit,
+)
 
 
 def member(replica: Replica, node_id: str = A) -> Member:
@@ -86,6 +101,43 @@ def test_the_dead_may_come_back_and_those_who_left_must_register() -> None:
     assert member(replica).status == "left"
     replica.accept(register(A, at_ms=9), changed=1)
     assert member(replica).status == "alive"
+
+
+def test_a_suspect_keeps_what_it_has_and_gets_nothing_new() -> None:
+    replica = Replica(register(A), submit(), assign(assignment(S1, 0)))
+    replica.accept(set_status(A, "suspect"), changed=1)
+    replica.accept(assign(assignment(S1, 1)), changed=0, skipped=1)
+    assert (replica.leased(), replica.queued()) == ([(S1, 0)], [(S1, 1)])
+    replica.accept(complete(outcome(S1, 0)), changed=1)
+    replica.accept(set_status(A, "alive"), changed=1)
+    replica.accept(assign(assignment(S1, 1)), changed=1)
+
+
+def test_who_drains_keeps_what_it_has_and_gets_nothing_new() -> None:
+    replica = Replica(register(A), submit(), assign(assignment(S1, 0)))
+    replica.accept(drain(A, hand_back_at_ms=900), changed=1)
+    assert replica.events == [MemberDraining(at_ms=5, node_id=A, is_draining=True, is_leaving=False)]
+    assert (member(replica).is_draining, member(replica).hand_back_at_ms) == (True, 900)
+    replica.accept(drain(A, hand_back_at_ms=900), changed=0)
+    replica.accept(assign(assignment(S1, 1)), changed=0, skipped=1)
+    replica.accept(complete(outcome(S1, 0), offered=offer(A)), changed=1)
+    assert replica.leased() == [], "its own offer is passed over too"
+    replica.accept(register(A, at_ms=7, slots=0), changed=1)
+    assert member(replica).is_draining, "the same instance drains on, whatever it offers"
+    replica.accept(drain(A, is_leaving=None), changed=1)
+    replica.accept(assign(assignment(S1, 1)), changed=1)
+
+
+def test_starting_again_ends_draining_and_leaving() -> None:
+    replica = Replica(register(A), drain(A, is_leaving=True))
+    replica.accept(register(A, 2, at_ms=9), changed=1)
+    assert (member(replica).is_draining, member(replica).is_leaving) == (False, False)
+    assert replica.refuse(drain(A, 1)) == "stale_instance"
+    replica.accept(drain(A, 2, is_leaving=True), changed=1)
+    replica.accept(set_status(A, "left", 2), changed=1)
+    assert replica.refuse(drain(A, 2)) == "has_left"
+    replica.accept(register(A, 3, at_ms=10), changed=1)
+    assert (member(replica).status, member(replica).is_draining) == ("alive", False)
 
 
 def on(parent: str, at_ms: int) -> RegisterMember:

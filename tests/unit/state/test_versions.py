@@ -11,7 +11,7 @@ from consensus.state.commands import Canary, Command, RegisterMember
 from consensus.state.encoding import CommandError, decode_command, encode_command
 from consensus.state.queries import members
 from consensus.state.rows import Member
-from tests.unit.state.model import A, B, Replica, register, set_status
+from tests.unit.state.model import A, B, Replica, drain, register, set_status
 
 CANARY = Canary(node_id=A, payload=b"", at_ms=1)
 NEXT = versions.COMMAND_VERSION + 1
@@ -100,6 +100,8 @@ def test_rows_of_a_newer_version_are_not_gone_on_with(monkeypatch: pytest.Monkey
         (replace(register(A), parent=B, parent_instance="i"), 2),
         (set_status(A, "dead"), 1),
         (replace(set_status(A, "dead"), registered_at_ms=0), 2),
+        (set_status(A, "suspect"), 2),
+        (drain(A), 2),
     ],
 )
 def test_a_later_field_needs_its_version_only_when_it_is_used(command: Command, version: int) -> None:
