@@ -1,19 +1,30 @@
-"""A mesh of real daemons on this machine, with failures on demand: for the tests of people who write rituals, for the
-project's own system tests, its benchmarks and its demonstration.
+"""A mesh with failures on demand: for the tests of people who write rituals, for the project's own system tests, its
+benchmarks and its demonstration.
 
-    with LocalMesh(folder, cores=3) as mesh:
-        mesh.start()
-        session = mesh.submit(thought="?", branches=[{"ritual": "echo", "task": "hello"}])
+    def test_it_survives(mesh):                       # the fixture of the pytest plugin
+        mesh.start(cores=3, rituals=[my_ritual])
+        session = mesh.submit(thought="?", branches=[{"ritual": "my_ritual", "task": "hello"}])
         mesh.kill(mesh.leader())
-        mesh.wait_session(session["id"])
+        assert mesh.wait_session(session["id"])["status"] == "completed"
 
-Every daemon is a process of its own with its own data directory, configuration and loopback ports; they find each other
-by multicast on the loopback interface or by seeds. Everything blocks the calling thread and has a deadline; whatever
-happens, leaving the `with` block ends every process that was started, by its process id.
+`VirtualMesh` is whole nodes in one process on a virtual clock, `ProcessMesh` daemons as real processes; what a test
+does to them (`MeshUnderTest`) is the same. `LocalMesh` is daemons without relays between them, configured in any way.
 """
 
-from node.testing.daemon import Answer, Daemon, MeshTestError
+from node.testing.daemon import Daemon
 from node.testing.files import free_ports, to_toml
+from node.testing.harness import Answer, Harness, MeshTestError, MeshUnderTest
 from node.testing.local import LocalMesh
+from node.testing.virtual.mesh import VirtualMesh
 
-__all__ = ["Answer", "Daemon", "LocalMesh", "MeshTestError", "free_ports", "to_toml"]
+__all__ = [
+    "Answer",
+    "Daemon",
+    "Harness",
+    "LocalMesh",
+    "MeshTestError",
+    "MeshUnderTest",
+    "VirtualMesh",
+    "free_ports",
+    "to_toml",
+]

@@ -12,29 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 30.0
-"""Default for everything that waits: far beyond the usual, so that only a real failure meets it."""
+from node.testing.harness import DEADLINE_S, Answer, MeshTestError
 
 STOP_DEADLINE_S = 10.0
-
-
-class MeshTestError(Exception):
-    """Something did not happen in time, or a node answered what was not asked for. The message carries the last words
-    of the daemons."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """Of a node: HTTP status and decoded body."""
-
-    status: int
-    body: Any
-
-    def expect(self, *statuses: int) -> Any:
-        """The body, if the status is one of these; else MeshTestError."""
-        if self.status not in statuses:
-            raise MeshTestError(f"answered {self.status}, expected {statuses}: {self.body}")
-        return self.body
 
 
 @dataclass(slots=True)

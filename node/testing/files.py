@@ -5,6 +5,7 @@ import json
 import random
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 
 def free_ports(count: int) -> list[int]:
@@ -19,6 +20,27 @@ def free_ports(count: int) -> list[int]:
             if port not in ports:
                 ports.append(port)
     return ports
+
+
+def node_document(
+    *,
+    name: str,
+    tier: str,
+    directory: Path,
+    mesh: Mapping[str, object],
+    http: tuple[str, int],
+    settings: Mapping[str, Mapping[str, object]],
+) -> dict[str, dict[str, object]]:
+    """A configuration; `settings` are merged into it, section by section."""
+    document: dict[str, dict[str, object]] = {
+        "node": {"name": name, "tier": tier, "data_dir": str(directory / "data")},
+        "mesh": dict(mesh),
+        "http": {"bind": http[0], "port": http[1]},
+        "log": {"format": "json"},
+    }
+    for section, values in settings.items():
+        document.setdefault(section, {}).update(values)
+    return document
 
 
 def to_toml(document: Mapping[str, Mapping[str, object]]) -> str:

@@ -33,15 +33,15 @@ from node.service.ports import NodeFacts
 from node.service.times import now_ms
 from node.share import Share
 from node.snapshots import METHOD as SNAPSHOT
+from node.testing.virtual.loop import CURRENT
+from node.testing.virtual.workshop import VirtualWorkshop
 from node.wiring import FoundingRecords
 from storage.errors import DiskFull
 from storage.ids import InstanceId, NodeId
 from storage.space import Space
 from tests.simulation.executor import RITUALS, SimulatedExecutor
-from tests.simulation.loop import CURRENT
 from tests.simulation.observed import ObservedDomain
 from tests.simulation.stepping import Broken, Frames, Life, Stepper
-from tests.simulation.workshop import SimulatedWorkshop
 
 if TYPE_CHECKING:
     from tests.simulation.mesh_world import MeshWorld
@@ -119,7 +119,7 @@ class Daemon(Life):
             data_dir="",
         )
         self.disk: Any = SimpleNamespace(space=Space.OK)
-        self.workshop = SimulatedWorkshop(self.store, world.parts[node_id])
+        self.workshop = VirtualWorkshop(self.store, world.parts[node_id])
         self.live = LiveBoard(node_id, lambda topic, payload: None)
         self.mesh: Any = SimulatedMesh(self)
         self.registry: Any = {name: SimpleNamespace(kind=offer.kind) for name, offer in RITUALS.items()}

@@ -1,6 +1,7 @@
 """Whole nodes: they found their mesh from nothing, agree, schedule, execute and report, and are used by clients. The
 shells of the product run on a virtual asyncio loop (`loop`); simulated are links, disks, executors and time."""
 
+import contextlib
 from collections.abc import Mapping
 from unittest import mock
 
@@ -10,13 +11,14 @@ from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import queries, tables
 from consensus.state.apply import digest
 from consensus.steps import Output
+from node.testing.virtual.loop import LoopClock
+from node.testing.virtual.time import virtual_time
 from node.wiring import FOUNDING_TABLE
 from storage.errors import DiskFull
 from storage.ids import NodeId
 from tests.simulation.checks import Violation
 from tests.simulation.clients import Clients
 from tests.simulation.daemon import Daemon, SimulatedGroup
-from tests.simulation.loop import LoopClock, virtual_time
 from tests.simulation.observed import MeshChecks, ObservedDomain
 from tests.simulation.stepping import Life
 from tests.simulation.world import Node, World
@@ -47,6 +49,7 @@ class MeshWorld(World):
 
     def run(self) -> None:
         with (
+            contextlib.closing(self.clock),
             virtual_time(self.clock, self._wrong_by, self.dice.randbytes),
             mock.patch.object(node.share, "Group", SimulatedGroup),
         ):

@@ -10,6 +10,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from mesh.limits import SILENCE_S
+from node.testing.virtual.loop import LoopClock
 from storage.ids import NodeId
 from tests.simulation.clock import Clock
 from tests.simulation.faults import Mix
@@ -33,7 +34,7 @@ class Endpoint(Protocol):
 
 
 class Network:
-    def __init__(self, clock: Clock, dice: random.Random, ids: list[NodeId], mix: Mix) -> None:
+    def __init__(self, clock: Clock | LoopClock, dice: random.Random, ids: list[NodeId], mix: Mix) -> None:
         self.clock, self.dice, self.ids, self.mix = clock, dice, ids, mix
         self.latency_s = dice.choice([0.001, 0.01, 0.05])
         self.cut: set[Link] = set()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from consensus.errors import SnapshotInstalled
 from consensus.replica import Replica
 from consensus.steps import Input, Output, Propose, ReadIndex
+from node.testing.virtual import loop as virtual
 from storage.errors import DiskFull
 from storage.ids import NodeId
 
@@ -17,15 +18,13 @@ Frames = list[tuple[NodeId, bytes]]
 Broken = DiskFull | SnapshotInstalled
 
 
-class Life:
-    """One life of a node, from its start to its death: a process. When it dies, `World.stop` forgets it; what is still
-    planned for it then does nothing."""
+class Life(virtual.Life):
+    """One life of a node. When it dies, `World.stop` forgets it; what is still planned for it then does nothing."""
 
     def __init__(self, world: "World", node_id: NodeId) -> None:
+        super().__init__()
         self.world = world
         self.node_id = node_id
-        self.is_alive = True
-        self.paused_until = 0.0
         self.dice = random.Random(world.dice.random())
 
     def pause(self, seconds: float) -> None:

@@ -19,6 +19,7 @@ from consensus.engine import Role
 from consensus.journal import TABLES
 from consensus.limits import RaftSettings
 from consensus.steps import Output
+from node.testing.virtual.loop import LoopClock
 from storage.ids import NodeId
 from storage.memory import MemoryStore
 from tests.simulation import calm, faults
@@ -51,7 +52,7 @@ class World:
     torn_commit_chance = 0.002
     tables: tuple[str, ...] = TABLES
 
-    def __init__(self, seed: int, nodes: int, clock: Clock, *, fault_s: float, heal_s: float) -> None:
+    def __init__(self, seed: int, nodes: int, clock: Clock | LoopClock, *, fault_s: float, heal_s: float) -> None:
         self.dice = random.Random(f"{seed}/{nodes}")
         self.fault_s, self.heal_s = fault_s, heal_s
         self.ids = [NodeId(f"n{i}") for i in range(nodes)]

@@ -7,25 +7,34 @@ no process belongs to the world: the network, clients, faults.
 
 import asyncio
 import contextlib
-import os
-import time
 from asyncio import events
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from typing import Any
-from unittest import mock
+from typing import Any, Protocol, TypeVar
 
-import structlog
+T = TypeVar("T")
 
-from tests.simulation.clock import Clock
-from tests.simulation.stepping import Life
+
+class Life:
+    """One life of a process, from its start to its death."""
+
+    def __init__(self) -> None:
+        self.is_alive = True
+        self.paused_until = 0.0
+
 
 CURRENT: ContextVar[Life | None] = ContextVar("life", default=None)
 
-_WORLD = Context()
+WORLD = Context()
+"""For what belongs to no process."""
 
-EPOCH_S = 1_800_000_000.0
-"""The wall clocks' time when the virtual clock stands at 0."""
+
+class Tcp(Protocol):
+    """How processes reach each other; arguments as those of the loop's methods."""
+
+    def listen(self, factory: Any, host: str | None, port: int | None, sock: Any) -> Any: ...
+
+    async def connect(self, factory: Any, host: str, port: int) -> tuple[Any, Any]: ...
 
 
 class _Handle(events.Handle):
@@ -54,8 +63,10 @@ def _may_run(handle: Any) -> bool:
     return life.is_alive
 
 
-class SimulatedLoop(asyncio.BaseEventLoop):
-    """Without sockets and signals. Work for other threads is done on this one, when its disk is done with it."""
+class VirtualLoop(asyncio.BaseEventLoop):
+    """Without signals; connections are those of `tcp`. Work for other threads is done on this one."""
+
+    tcp: Tcp
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -115,6 +126,19 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.run_on_thread(life, work)
         return done
 
+    async def create_server(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, *, sock: Any = None, **options: Any
+    ) -> Any:
+        return self.tcp.listen(protocol_factory, host, port, sock)
+
+    async def create_connection(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
+    ) -> tuple[Any, Any]:
+        return await self.tcp.connect(protocol_factory, host, port)
+
+    def remove_reader(self, fd: Any) -> bool:
+        return False
+
     # -- processes that pause --
 
     def freeze(self, life: Life, handle: events.Handle) -> None:
@@ -124,7 +148,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._thaw_at(life)
 
     def _thaw_at(self, life: Life) -> None:
-        self.call_at(life.paused_until, self.thaw, life, context=_WORLD)
+        self.call_at(life.paused_until, self.thaw, life, context=WORLD)
 
     def thaw(self, life: Life) -> None:
         if life.is_alive and life.paused_until > self.now:
@@ -133,12 +157,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._ready.extend(self._frozen.pop(life, ()))  # type: ignore[attr-defined]  # of the base class
 
 
-class LoopClock(Clock):
-    """The loop's time as the clock of a world."""
+class LoopClock:
+    """The loop's time, and what is done at which."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.loop = SimulatedLoop()
+        self.loop = VirtualLoop()
         self.loop.set_exception_handler(self._on_exception)
         self.loop.set_task_factory(self._make_task)
         self._tasks: list[asyncio.Task[Any]] = []
@@ -149,18 +172,22 @@ class LoopClock(Clock):
     def now(self) -> float:
         return self.loop.now
 
-    @now.setter
-    def now(self, value: float) -> None:
-        """The base class sets it once."""
-
     def at(self, delay_s: float, do: Callable[..., None], *arguments: Any) -> None:
-        self.loop.call_later(delay_s, do, *arguments, context=_WORLD)
+        self.loop.call_later(delay_s, do, *arguments, context=WORLD)
 
     def run_for(self, seconds: float) -> None:
-        self.loop.call_later(seconds, self.loop.stop, context=_WORLD)
+        self.loop.call_later(seconds, self.loop.stop, context=WORLD)
         self.loop.run_forever()
         if self._failure is not None:
             raise self._failure
+
+    def run_until_done(self, work: Coroutine[Any, Any, T]) -> T:
+        task = self.loop.create_task(work)
+        task.add_done_callback(lambda _: self.loop.stop())
+        self.loop.run_forever()
+        if self._failure is not None:
+            raise self._failure
+        return task.result()
 
     def fail(self, error: BaseException) -> None:
         """Ends the run."""
@@ -184,30 +211,3 @@ class LoopClock(Clock):
 
     def _on_exception(self, loop: object, context: dict[str, Any]) -> None:
         self.fail(context.get("exception") or RuntimeError(context["message"]))
-
-
-@contextlib.contextmanager
-def virtual_time(
-    clock: LoopClock, wall_s: Callable[[Life | None], float], random_bytes: Callable[[int], bytes]
-) -> Iterator[None]:
-    """While it lasts `time` and `os.urandom` are those of the simulation, and nobody logs. `wall_s` is by how much
-    the wall clock of a process is wrong."""
-    logging = structlog.get_config()
-
-    def monotonic() -> float:
-        return clock.loop.now
-
-    def time_ns() -> int:
-        return int((EPOCH_S + clock.loop.now + wall_s(CURRENT.get())) * 1e9)
-
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50), cache_logger_on_first_use=False)
-    try:
-        with (
-            mock.patch.object(time, "monotonic", monotonic),
-            mock.patch.object(time, "time_ns", time_ns),
-            mock.patch.object(os, "urandom", random_bytes),
-        ):
-            yield
-    finally:
-        structlog.configure(**logging)
-        clock.close()

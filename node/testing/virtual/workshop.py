@@ -11,7 +11,7 @@ from storage.dump import DumpDecoder, Header, encode_dump
 from storage.memory import MemoryStore
 
 
-class SimulatedWorkshop:
+class VirtualWorkshop:
     def __init__(self, store: MemoryStore, disk: bytearray) -> None:
         self._store = store
         self._part = disk

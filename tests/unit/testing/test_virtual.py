@@ -1,0 +1,197 @@
+"""The virtual mesh: whole nodes, rituals of a test, and everything that can be done to them, on a virtual clock."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from node.rituals.context import Context
+from node.rituals.definition import ritual
+from node.testing import MeshTestError, VirtualMesh
+
+LONG_S = 60.0
+
+
+@ritual(version="3", timeout_s=9 * LONG_S)
+async def ponder(context: Context) -> dict:
+    """Takes a minute."""
+    await asyncio.sleep(LONG_S)
+    return {"result": [context.attempt, context.random.random(), random.random()], "patterns": ["slow"]}
+
+
+@ritual(timeout_s=9 * LONG_S)
+def grind(context: Context) -> list:
+    context.progress(0.5, "half")
+    time.sleep(LONG_S / 2)
+    return [context.task, context.seen(["slow"])]
+
+
+@ritual(timeout_s=1.0)
+async def endless(context: Context) -> None:
+    await asyncio.Event().wait()
+
+
+@ritual
+def broken(context: Context) -> object:
+    return object()
+
+
+@pytest.fixture
+def mesh() -> Iterator[VirtualMesh]:
+    with VirtualMesh(seed=5) as mesh:
+        yield mesh
+
+
+def run(mesh: VirtualMesh, ritual: str, branches: int = 1, deadline_s: float = 9 * LONG_S, **more: object) -> dict:
+    session = mesh.submit(thought="?", branches=[{"ritual": ritual, "task": "t", **more}] * branches)
+    return mesh.wait_session(session["id"], deadline_s)
+
+
+def test_an_async_ritual_sleeps_in_virtual_time(mesh: VirtualMesh) -> None:
+    mesh.start(rituals=[ponder])
+    began, really = mesh.now, time.monotonic()
+    session = run(mesh, "ponder", 5)
+    assert session["status"] == "completed"
+    assert LONG_S <= mesh.now - began < LONG_S + 10
+    assert time.monotonic() - really < LONG_S
+    branch = mesh.branch(session["id"], 0)
+    assert branch["knowledge"]["result"][0] == 1
+    assert branch["branch"]["ritual_version"] == "3"
+    assert mesh.insight(session["id"])["emergent_patterns"]
+
+
+def test_a_cpu_ritual_takes_what_it_sleeps_and_what_is_declared(mesh: VirtualMesh) -> None:
+    mesh.start(rituals=[ponder, grind], cpu_s={"grind": 100.0})
+    run(mesh, "ponder", 2)
+    began = mesh.now
+    session = run(mesh, "grind")
+    assert LONG_S / 2 + 100 <= mesh.now - began < LONG_S / 2 + 110
+    assert mesh.branch(session["id"], 0)["knowledge"]["result"] == ["t", {"slow": 3}]
+
+
+def test_what_a_worker_refuses_is_refused(mesh: VirtualMesh) -> None:
+    mesh.start(cores=1, rituals=[endless, broken])
+    for name, code in (("broken", "invalid_result"), ("endless", "deadline_exceeded")):
+        session = run(mesh, name, attempts_max=1)
+        assert session["status"] == "failed"
+        assert mesh.branches(session["id"])[0]["failure"]["code"] == code
+
+
+def test_a_killed_nodes_work_goes_on_elsewhere(mesh: VirtualMesh) -> None:
+    mesh.start(rituals=[ponder])
+    session = mesh.submit(thought="?", branches=[{"ritual": "ponder", "task": "t"}] * 6)
+    mesh.wait("all are assigned", lambda: all(b["node_id"] for b in mesh.branches(session["id"])))
+    leader = mesh.leader()
+    mesh.kill(leader)
+    assert mesh.leader() != leader
+    assert mesh.wait_session(session["id"], 3 * LONG_S)["status"] == "completed"
+    assert {b["attempt"] for b in mesh.branches(session["id"])} == {1, 2}
+    mesh.restart(leader)
+    mesh.wait_ready()
+    assert mesh.session(session["id"], on=leader)["status"] == "completed"
+
+
+def test_who_is_cut_off_follows_when_the_network_is_healed(mesh: VirtualMesh) -> None:
+    leader = mesh.start()
+    others = mesh.followers()
+    mesh.partition([leader], others)
+    new = mesh.wait("the others elect one", lambda: next((n for n in others if _leads(mesh, n)), None))
+    session = mesh.submit(thought="?", branches=[{"ritual": "echo", "task": "t"}], on=new)
+    mesh.wait_session(session["id"], on=new)
+    assert mesh[leader].call("GET", f"/v1/sessions/{session['id']}").status == 404
+    mesh.heal()
+    mesh.wait_session(session["id"], on=leader)
+    assert mesh.leader() in others
+
+
+def test_a_leader_that_is_heard_no_more_is_replaced(mesh: VirtualMesh) -> None:
+    leader = mesh.start()
+    for other in mesh.followers():
+        mesh.cut(leader, other)
+    mesh.wait("another leads", lambda: any(_leads(mesh, name) for name in mesh.nodes() if name != leader))
+
+
+def test_a_paused_node_goes_on(mesh: VirtualMesh) -> None:
+    leader = mesh.start()
+    mesh.pause(leader)
+    assert mesh.status(leader) is None
+    mesh.wait("another leads", lambda: any(_leads(mesh, name) for name in mesh.nodes() if name != leader))
+    mesh.resume(leader)
+    assert mesh.wait_ready() != leader
+
+
+def test_a_slow_link_is_slow(mesh: VirtualMesh) -> None:
+    leader = mesh.start()
+    name = mesh.followers()[0]
+    body = {"thought": "?", "branches": [{"ritual": "echo", "task": "t"}]}
+
+    def submit_s() -> float:
+        began = mesh.now
+        mesh.call(name, "POST", "/v1/sessions", body).expect(201)
+        return mesh.now - began
+
+    assert submit_s() < 0.05
+    mesh.slow(name, leader, delay_s=0.2)
+    assert 0.4 < submit_s() < 1.0
+    mesh.heal()
+    mesh.run_for(1.0)  # what is on its way comes first
+    assert submit_s() < 0.05
+
+
+def test_a_clean_stop_hands_over(mesh: VirtualMesh) -> None:
+    leader = mesh.start()
+    mesh.stop(leader)
+    assert not mesh[leader].is_running
+    assert mesh.leader() != leader
+
+
+def test_a_node_that_was_away_for_long_gets_a_snapshot_or_the_log(mesh: VirtualMesh) -> None:
+    mesh.start()
+    away = mesh.followers()[0]
+    mesh.kill(away)
+    for _ in range(5):
+        run(mesh, "echo", 20)
+    mesh.restart(away)
+    mesh.wait_ready()
+    last = mesh.submit(thought="last", branches=[{"ritual": "echo", "task": "t"}], on=away)
+    assert mesh.wait_session(last["id"], on=away)["status"] == "completed"
+
+
+def story(seed: int) -> str:
+    with VirtualMesh(seed) as mesh:
+        mesh.start(rituals=[ponder])
+        session = mesh.submit(thought="?", branches=[{"ritual": "ponder", "task": "t"}] * 4)
+        mesh.run_for(1.0)
+        mesh.kill(mesh.leader())
+        mesh.wait_session(session["id"], 3 * LONG_S)
+        return f"{mesh.last_words()} {mesh.branches(session['id'])}"
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    assert story(1) == story(1)
+    assert story(1) != story(2)
+
+
+def test_a_wait_that_fails_says_what_the_nodes_said_and_how_to_replay(mesh: VirtualMesh) -> None:
+    mesh.start(cores=1)
+    with pytest.raises(MeshTestError, match=r"still not so that pigs fly(.|\n)*core-1 \(runs\)(.|\n)*_SEED=5"):
+        mesh.wait("pigs fly", lambda: False, 1.0)
+
+
+@pytest.mark.parametrize("cores", [0, 2])
+def test_numbers_that_make_no_mesh_are_refused(mesh: VirtualMesh, cores: int) -> None:
+    with pytest.raises(MeshTestError, match="start 1, 3 or more"):
+        mesh.start(cores=cores)
+
+
+def test_a_name_that_nobody_has_is_told(mesh: VirtualMesh) -> None:
+    mesh.start(cores=1)
+    with pytest.raises(MeshTestError, match="no node is called core-9; there are core-1"):
+        mesh.kill("core-9")
+
+
+def _leads(mesh: VirtualMesh, name: str) -> bool:
+    leader = (mesh.status(name) or {}).get("leader") or {}
+    return leader.get("name") == name
