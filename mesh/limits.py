@@ -71,14 +71,35 @@ DIAL_DEFERENCE_S = 0.1
 """The node with the higher id lets the other dial first, so that crossing dials, though harmless, are rare."""
 
 HEARTBEAT_S = 1.0
-SILENCE_S = 5.0
-"""A link on which nothing was heard for SILENCE_S is half-open and closed; EOF and reset are noticed at once."""
+"""Both ends ping, so a link is heard at least once in it, and at most a second old when its peer dies."""
 
 SUSPECT_S = 2.5
-"""Two heartbeats and a half: the peer is `suspect`."""
+"""Two heartbeats and a half without a word: the peer is `suspect`."""
+
+SILENCE_S = 4.5
+"""A link on which nothing was heard for so long is half-open and closed; EOF and reset are noticed at once. Work of a
+node that was cut off is elsewhere within five seconds, and one that was stopped for three keeps it."""
+
+EXTRA_S_MAX = 5.5
+"""Added to both at most for a peer that came back from longer silences: a dead one is found after ten seconds."""
+
+EXTRA_HALVES_S = 60.0
+"""A peer that has become regular is treated as such after some minutes."""
+
+LAG_NOISE_S = 0.05
+"""Timers are late by this much on any machine."""
 
 LAG_S = 0.5
-"""An own event loop later than this doubts itself: nobody is accused until they had a new chance to be heard."""
+"""An own event loop later than this doubts itself."""
+
+DOUBT_S = 3.0
+"""After the last sign that this node is not well: nobody is accused. The peers' next heartbeats, and some more."""
+
+DOUBT_S_MAX = 30.0
+"""Doubt that lasts longer is believed no more: a node that is never well must still find the dead."""
+
+LOOK_S_MIN = 0.1
+"""Between two looks at who is silent, whatever happens."""
 
 CONFLICT_PING_S = 1.0
 """How long an existing link may take to prove that it is alive when a second one claims its place."""

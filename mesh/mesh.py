@@ -1,8 +1,8 @@
 """The mesh as the node uses it: start, who is there, frames to and from them, and the founding of the mesh.
 
-Handlers (`on_raft`, `on_notice`, `on_link_up`, `on_link_down`, `serve`) are set before `start()` and called on the
-loop; they must not block. Order: frames of one class from one peer arrive in order while one link lives. Delivery is
-not guaranteed; the errors of `request` say whether the peer may have acted.
+Handlers (`on_raft`, `on_notice`, `on_link_up`, `on_link_down`, `on_suspicion`, `is_stalled`, `serve`) are set before
+`start()` and called on the loop; they must not block. Order: frames of one class from one peer arrive in order while
+one link lives. Delivery is not guaranteed; the errors of `request` say whether the peer may have acted.
 """
 
 import asyncio
@@ -66,6 +66,8 @@ class Mesh:
         self.on_notice: Callable[[NodeId, str, bytes], None] = lambda peer, topic, payload: None
         self.on_link_up: Callable[[PeerHello], None] = lambda hello: None
         self.on_link_down: Callable[[NodeId, str, bool], None] = lambda peer, reason, closed_by_peer: None
+        self.on_suspicion: Callable[[NodeId, bool], None] = lambda peer, is_suspect: None
+        self.is_stalled: Callable[[], bool] = lambda: False
         self._store = founding
         self._log = log
         self._tasks = Supervisor(log)
@@ -177,9 +179,13 @@ class Mesh:
         link = self._manager.links.get(peer)
         return None if link is None else link.hello
 
-    def is_silent(self, peer: NodeId, now: float) -> bool:
-        """Whether nothing was heard of `peer` for five seconds that this node was listening (`now`: loop time)."""
-        return self._manager.liveness.verdict(peer, now) == "silent"
+    def is_doubting(self) -> bool:
+        """Whether this node was too unwell lately to accuse others: its loop lagged, or it was stalled."""
+        return self._manager.liveness.is_doubting(asyncio.get_running_loop().time())
+
+    def lags(self) -> tuple[int, float]:
+        """How often the loop of this node was late, and by how many seconds at most."""
+        return self._manager.liveness.lags, self._manager.liveness.lag_s_max
 
     def diary(self) -> list[DiaryEntry]:
         """What discovery did, oldest first."""
@@ -309,6 +315,7 @@ class Mesh:
             is_dialled=None if link is None else link.is_dialled,
             last_error="" if link is not None else error,
             protocol=None if hello is None else min(PROTOCOL_MAX, hello.protocol_max),
+            extra_s=round(manager.liveness.extra_s(peer, now), 1),
             secrets=() if hello is None else hello.secrets,
             admitted_by="" if admission is None else admission.secret,
             certificate_ends_at_ms=None if admission is None else int(admission.dates.ends_at * 1000),
@@ -399,6 +406,12 @@ class _User:
 
     def link_down(self, peer: NodeId, reason: str, *, closed_by_peer: bool) -> None:
         self._mesh._link_down(peer, reason, closed_by_peer)
+
+    def suspicion(self, peer: NodeId, *, is_suspect: bool) -> None:
+        self._mesh._guarded("on_suspicion", lambda: self._mesh.on_suspicion(peer, is_suspect))
+
+    def is_stalled(self) -> bool:
+        return self._mesh.is_stalled()
 
 
 def _has_port(address: str) -> bool:

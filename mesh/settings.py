@@ -50,6 +50,8 @@ class PeerStatus:
     since_s: float | None
     """Age of the link in seconds."""
     last_heard_age_s: float | None
+    extra_s: float
+    """What its silence may last beyond that of others, because it came back from longer ones."""
     http_address: str
     software: str
     is_dialled: bool | None

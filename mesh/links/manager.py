@@ -21,13 +21,13 @@ from mesh.limits import (
     CONFLICT_PING_S,
     DIAL_TIMEOUT_S,
     HANDSHAKE_TIMEOUT_S,
-    HEARTBEAT_S,
     LINKS_MAX,
     UNSENT_LOW_WATER_BYTES,
 )
 from mesh.links.book import AddressBook, KnownPeer, decode_peers, encode_peers, join_address, split_address
 from mesh.links.dialler import Dialled, Dialler
 from mesh.links.frames import Kind
+from mesh.links.heartbeat import Heartbeat, SilenceUser
 from mesh.links.link import Link, Server, cause_of
 from mesh.links.listener import Doorstep, is_loopback
 from mesh.links.remake import Remaking
@@ -51,7 +51,7 @@ _WRONG_SECRET = (
 )
 
 
-class LinkUser(Protocol):
+class LinkUser(SilenceUser, Protocol):
     """Whom the manager works for (`Mesh`)."""
 
     def on_raft(self, peer: NodeId, payload: bytes) -> None: ...
@@ -90,13 +90,14 @@ class LinkManager:
         self._tasks = tasks
         self._log = log
         self._clock = clock
+        self._heartbeat = Heartbeat(self.links, self.liveness, user)
         self._remaking = Remaking(self.links, self._redial, tasks)
         self._open: set[Link] = set()  # every link with a transport, also retired and closing ones
         self.streams = Streams(instance_id, self.links, self._connect, tasks)
         self._greeting: set[NodeId] = set()  # peers to whom an own dial has got as far as TLS
 
     def start(self) -> None:
-        self._tasks.spawn(self._heartbeat(), "mesh heartbeat")
+        self._tasks.spawn(self._heartbeat.run(), "mesh heartbeat")
 
     async def stop(self) -> None:
         """Say goodbye on every link and wait until all transports are gone (a second at most)."""
@@ -344,7 +345,7 @@ class LinkManager:
                 old.close("replaced")
             self.links[peer] = link
         now = asyncio.get_running_loop().time()
-        self.liveness.heard(peer, now)
+        self.liveness.met(peer, theirs.instance_id, now)
         self._refusals.forgive(link.remote)
         self.book.note(peer, self._proven_addresses(link, theirs), theirs.node_name, is_proven=True)
         self.dialler.hint(peer, is_new=False)
@@ -390,20 +391,6 @@ class LinkManager:
             addresses = tuple(item for item in addresses if not is_loopback(split_address(item)[0]))
         return KnownPeer(peer, addresses, self.book.names.get(peer, ""))
 
-    async def _heartbeat(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due_at = loop.time() + HEARTBEAT_S
-            await asyncio.sleep(HEARTBEAT_S)
-            now = loop.time()
-            self.liveness.loop_was_late(now - due_at, now)
-            for peer, link in tuple(self.links.items()):
-                self.liveness.heard(peer, link.last_heard_at)
-                if self.liveness.verdict(peer, now) == "silent":
-                    link.close("silent")
-                else:
-                    link.ping()
-
     # --- LinkEvents ---
 
     def on_raft(self, peer: NodeId, payload: bytes) -> None:
@@ -427,7 +414,8 @@ class LinkManager:
         if self.links.get(peer) is not link:
             return  # retired or replaced: the pair has a better one
         del self.links[peer]
-        self.liveness.forget(peer)
+        self.liveness.forget(peer, is_silent=reason == "silent")
+        self._heartbeat.forget(peer)
         self.dialler.unlinked(peer)
         level = self._log.info if reason in ("stopping", "replaced") else self._log.warning
         level("link_down", peer=peer, name=self.book.names.get(peer, ""), reason=reason, closed_by_peer=closed_by_peer)

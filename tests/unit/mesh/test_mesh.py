@@ -8,7 +8,7 @@ import pytest
 
 from mesh import limits, liveness
 from mesh.errors import BindError, PeerUnavailable, RemoteFailed, RequestTimedOut
-from mesh.links import manager
+from mesh.links import heartbeat
 from mesh.links.frames import Kind, pack
 from mesh.mesh import Mesh
 from storage.ids import NodeId
@@ -36,7 +36,7 @@ async def test_two_nodes_link_and_exchange(directory: Path) -> None:
         await until(lambda: a.peers()[0].rtt_ms is not None)
         assert (peer.node_id, peer.name, peer.state, peer.verdict) == (b.node_id, "b", "up", "alive")
         assert peer.http_address == "127.0.0.1:7780"
-        assert not a.is_silent(b.node_id, asyncio.get_running_loop().time())
+        assert not a.is_doubting()
         assert not a.send(NodeId("nobody"), b"")
         with pytest.raises(PeerUnavailable, match="no link"):
             await a.request(NodeId("nobody"), "echo", b"", 1.0)
@@ -263,7 +263,8 @@ async def test_losing_a_peer_is_noticed_at_once_and_told(directory: Path) -> Non
 
 
 def test_a_half_open_link_is_closed_for_its_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(liveness, "SUSPECT_S", 0.1)
     monkeypatch.setattr(liveness, "SILENCE_S", 0.2)
 
     async def scenario() -> None:
@@ -271,6 +272,8 @@ def test_a_half_open_link_is_closed_for_its_silence(tmp_path: Path, monkeypatch:
             downs: list[tuple[NodeId, str, bool]] = []
             a = here.make("a")
             a.on_link_down = lambda peer, reason, closed_by_peer: downs.append((peer, reason, closed_by_peer))
+            suspicions: list[tuple[NodeId, bool]] = []
+            a.on_suspicion = lambda peer, is_suspect: suspicions.append((peer, is_suspect))
             here._running.append(a)
             await a.start()
             b = await here.start("b", seeds=[address(a)])
@@ -280,6 +283,7 @@ def test_a_half_open_link_is_closed_for_its_silence(tmp_path: Path, monkeypatch:
                 await until(lambda: a.is_up(node_id))
                 await until(lambda: downs)
             assert downs == [(node_id, "silent", False)]
+            assert (node_id, True) in suspicions, "suspected first"
             assert a.is_up(b.node_id), "a peer that answers stays"
 
     asyncio.run(scenario())

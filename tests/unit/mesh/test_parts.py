@@ -1,4 +1,4 @@
-"""The pure parts: frames, queues, the judge, liveness, address book, interfaces, diary, refusals."""
+"""The pure parts: frames, queues, the judge, address book, interfaces, diary, refusals."""
 
 import pytest
 
@@ -10,7 +10,6 @@ from mesh.handshake import Hello, Refuse, cloned_instance, encode, judge, read_h
 from mesh.links.book import AddressBook, join_address, split_address
 from mesh.links.frames import FrameParser, Kind, pack, pack_call, unpack_call
 from mesh.links.outbox import Outbox, Priority
-from mesh.liveness import Liveness
 from mesh.refusals import Refusals
 from storage.ids import InstanceId, MeshId, NodeId
 from tests.unit.mesh.support import KeptLog
@@ -106,23 +105,6 @@ def test_urgent_frames_go_first_and_full_classes_shed() -> None:
     assert outbox.put(Priority.CONTROL, b"another class has its own room")
     assert outbox.shed[Priority.RAFT] == 1
     assert outbox.waiting()[0] == limits.RAFT_FRAMES_MAX + 1
-
-
-def test_silence_accuses_unless_we_were_deaf_ourselves() -> None:
-    liveness = Liveness()
-    assert liveness.verdict(PEER, 0.0) == "silent"
-    liveness.heard(PEER, 0.0)
-    assert liveness.verdict(PEER, 1.0) == "alive"
-    assert liveness.verdict(PEER, limits.SUSPECT_S) == "suspect"
-    assert liveness.verdict(PEER, limits.SILENCE_S) == "silent"
-    liveness.loop_was_late(0.01, 10.0)
-    assert liveness.verdict(PEER, 10.0) == "silent"
-    liveness.loop_was_late(9.0, 10.0)
-    assert liveness.verdict(PEER, 10.0) == "alive"
-    assert liveness.verdict(PEER, 10.0 + limits.SILENCE_S) == "silent"
-    assert (liveness.lags, liveness.lag_s_max) == (1, 9.0)
-    liveness.forget(PEER)
-    assert liveness.silence_s(PEER, 10.0) is None
 
 
 def test_addresses_are_bounded_and_proven_ones_go_first() -> None:
