@@ -51,6 +51,7 @@ from node.wiring import (
     executor_settings,
     http_server,
     mesh_settings,
+    named_rituals,
     open_store,
     registration,
     voting_policy,
@@ -183,7 +184,7 @@ class Node:
         self._exits.callback(self.store.close)
         identity = Identity.load_or_create(config.data_dir / "identity")
         secrets = Secrets.load(config.secret_file) if config.secret_file is not None else None
-        self.registry = await asyncio.to_thread(Registry.load)
+        self.registry = await asyncio.to_thread(Registry.load, named_rituals(config))
         self.node_id = identity.node_id
         self.facts = NodeFacts(
             node_id=identity.node_id,

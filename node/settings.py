@@ -153,6 +153,14 @@ class ExecutionSettings(Section, frozen=True, kw_only=True):
             description="RAM one worker process may use, in MiB; beyond it the attempt fails and says so.",
         ),
     ] = 1024
+    rituals: Annotated[
+        list[str],
+        Meta(
+            max_length=256,
+            description="Rituals offered besides those of installed packages, as `module:function`, for development. "
+            "The modules must be importable by the daemon (`PYTHONPATH`).",
+        ),
+    ] = []
     readable_folders: Annotated[
         list[str],
         Meta(

@@ -113,6 +113,11 @@ def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:
     )
 
 
+def named_rituals(config: Config) -> dict[str, str]:
+    """Name -> `module:function`, of those that the configuration names."""
+    return {target.rpartition(":")[2]: target for target in config.execution.rituals}
+
+
 def http_server(config: Config, service: NodeService) -> HttpServer:
     return HttpServer(
         service,

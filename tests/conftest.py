@@ -4,9 +4,14 @@ import fcntl
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
+pytest_plugins = ["pytester"]
+if not entry_points(group="pytest11", name="meshnode"):  # a checkout that is not installed
+    pytest_plugins.append("node.pytest_plugin")
 
 THREADS_END_S = 5.0
 """A thread that has been told to stop may take this long on a busy machine."""
@@ -20,7 +25,9 @@ def _system_tests_take_turns(
 ) -> Iterator[None]:
     """Each starts a whole mesh. Between parallel workers a file is the turn; with `--dist loadfile` at most one test
     of each other file is waited for."""
-    if not request.path.is_relative_to(SYSTEM):
+    callspec = getattr(request.node, "callspec", None)
+    has_processes = callspec is not None and callspec.params.get("meshnode_mode") == "processes"
+    if not has_processes and not request.path.is_relative_to(SYSTEM):
         yield
         return
     with (tmp_path_factory.getbasetemp().parent / "system.lock").open("w") as file:

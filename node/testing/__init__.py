@@ -15,6 +15,7 @@ from node.testing.daemon import Daemon
 from node.testing.files import free_ports, to_toml
 from node.testing.harness import Answer, Harness, MeshTestError, MeshUnderTest
 from node.testing.local import LocalMesh
+from node.testing.processes import ProcessMesh
 from node.testing.virtual.mesh import VirtualMesh
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LocalMesh",
     "MeshTestError",
     "MeshUnderTest",
+    "ProcessMesh",
     "VirtualMesh",
     "free_ports",
     "to_toml",

@@ -51,7 +51,8 @@ class Daemon:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        assert not self.is_running, f"{self.name} is running"
+        if self.is_running:
+            raise MeshTestError(f"{self.name} runs: kill it or stop it first")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and files
                 [*self.prefix, sys.executable, *self.program, "--config", str(self.config_path)],

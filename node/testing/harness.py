@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from node.rituals.context import Context
 
@@ -67,10 +67,7 @@ class NodeUnderTest(Protocol):
         """What it said last."""
 
 
-N = TypeVar("N", bound=NodeUnderTest)
-
-
-class Harness(ABC, Generic[N]):
+class Harness(ABC):
     """Nodes are named, `mesh[name]` is one of them; `on` says which one is asked, else it is any that runs."""
 
     # -- what each kind does in its own way --
@@ -80,7 +77,7 @@ class Harness(ABC, Generic[N]):
         """Names of all nodes, whether they run or not."""
 
     @abstractmethod
-    def __getitem__(self, name: str) -> N: ...
+    def __getitem__(self, name: str) -> NodeUnderTest: ...
 
     @abstractmethod
     def kill(self, name: str) -> None:
@@ -120,10 +117,10 @@ class Harness(ABC, Generic[N]):
     ) -> None:
         self.close()
 
-    def running(self) -> list[N]:
+    def running(self) -> list[NodeUnderTest]:
         return [self[name] for name in self.nodes() if self[name].is_running]
 
-    def any_running(self) -> N:
+    def any_running(self) -> NodeUnderTest:
         running = self.running()
         if not running:
             raise MeshTestError("no node is running")
@@ -182,6 +179,12 @@ class Harness(ABC, Generic[N]):
         """One branch with its knowledge and its attempts."""
         return self._get(f"/v1/sessions/{session_id}/branches/{index}", on)
 
+    def holder(self, session_id: str, index: int = 0, *, on: str | None = None) -> str | None:
+        """Name of the node that executes a branch, or executed it last; None if nobody has begun."""
+        holder = self.branch(session_id, index, on=on)["branch"]["node_id"]
+        members = self._get("/v1/members", on)["members"]
+        return next((member["name"] for member in members if member["node_id"] == holder), None)
+
     def insight(self, session_id: str, *, on: str | None = None) -> Any:
         return self._get(f"/v1/sessions/{session_id}/insight", on)["insight"]
 
@@ -206,7 +209,7 @@ class Harness(ABC, Generic[N]):
     def _get(self, path: str, on: str | None) -> Any:
         return self._asked(on).call("GET", path).expect(200)
 
-    def _asked(self, on: str | None) -> N:
+    def _asked(self, on: str | None) -> NodeUnderTest:
         return self[on] if on is not None else self.any_running()
 
     def _agreed_leader(self) -> str | None:
@@ -218,7 +221,7 @@ class Harness(ABC, Generic[N]):
         return MeshTestError(f"after {deadline_s} s it is still not so that {what}\n{self.last_words()}")
 
 
-class MeshUnderTest(Harness[N]):
+class MeshUnderTest(Harness):
     """What tests of rituals use: started with a number of nodes of each tier, and its network fails on demand. Whoever
     writes a test against it can run it on a virtual clock (`VirtualMesh`) and with processes (`ProcessMesh`).
 
@@ -244,6 +247,15 @@ class MeshUnderTest(Harness[N]):
         offers under their names. `cpu_s`: how long a CPU ritual takes on the virtual clock, by name; processes take
         what they take. `settings` are merged into every configuration, section by section."""
 
+    @property
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds, virtual or real; only differences mean something."""
+
+    @abstractmethod
+    def run_for(self, seconds: float) -> None:
+        """Lets time pass. Wait for a condition instead wherever there is one."""
+
     @abstractmethod
     def cut(self, source: str, target: str) -> None:
         """From now on nothing goes from `source` to `target`; the other direction still works."""
@@ -267,6 +279,15 @@ class MeshUnderTest(Harness[N]):
         for one in others:
             self._slow(name, one, delay_s)
             self._slow(one, name, delay_s)
+
+
+def node_names(cores: int, edges: int, leaves: int) -> list[str]:
+    counts = {"core": cores, "edge": edges, "leaf": leaves}
+    return [f"{tier}-{number}" for tier, count in counts.items() for number in range(1, count + 1)]
+
+
+def tier_of(name: str) -> str:
+    return name.partition("-")[0]
 
 
 def founders_of(cores: int) -> int:

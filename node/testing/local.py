@@ -9,14 +9,14 @@ from typing import TypeVar
 from mesh.secrets import MeshSecret
 from node.testing.daemon import Daemon
 from node.testing.files import free_ports, node_document, to_toml
-from node.testing.harness import DEADLINE_S, Harness
+from node.testing.harness import DEADLINE_S, Harness, MeshTestError
 
 T = TypeVar("T")
 
 POLL_S = 0.01
 
 
-class DaemonMesh(Harness[Daemon]):
+class DaemonMesh(Harness):
     """Daemons by their names, and what can be done to a process."""
 
     daemons: dict[str, Daemon]
@@ -32,22 +32,25 @@ class DaemonMesh(Harness[Daemon]):
         return list(self.daemons)
 
     def __getitem__(self, name: str) -> Daemon:
-        return self.daemons[name]
+        try:
+            return self.daemons[name]
+        except KeyError:
+            raise MeshTestError(f"no node is called {name}; there are {', '.join(self.daemons)}") from None
 
     def kill(self, name: str) -> None:
-        self.daemons[name].kill()
+        self[name].kill()
 
     def stop(self, name: str) -> None:
-        self.daemons[name].stop()
+        self[name].stop()
 
     def pause(self, name: str) -> None:
-        self.daemons[name].signal(signal.SIGSTOP)
+        self[name].signal(signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
-        self.daemons[name].signal(signal.SIGCONT)
+        self[name].signal(signal.SIGCONT)
 
     def restart(self, name: str) -> None:
-        self.daemons[name].start()
+        self[name].start()
 
     def wait(self, what: str, condition: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
         ends_at = time.monotonic() + deadline_s

@@ -15,7 +15,16 @@ from mesh.secrets import MeshSecret
 from node import config
 from node.rituals.registry import Registry
 from node.testing.files import node_document, to_toml
-from node.testing.harness import DEADLINE_S, Answer, MeshTestError, MeshUnderTest, RitualFunction, founders_of
+from node.testing.harness import (
+    DEADLINE_S,
+    Answer,
+    MeshTestError,
+    MeshUnderTest,
+    RitualFunction,
+    founders_of,
+    node_names,
+    tier_of,
+)
 from node.testing.virtual.loop import Life, LoopClock
 from node.testing.virtual.network import Network
 from node.testing.virtual.parts import registry_of, virtual_parts
@@ -33,7 +42,7 @@ MESH_PORT, HTTP_PORT = 7781, 7780
 SEED_VARIABLE = "MESHNODE_TEST_SEED"
 
 
-class VirtualMesh(MeshUnderTest[Machine]):
+class VirtualMesh(MeshUnderTest):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.rituals: Mapping[str, RitualFunction] = {}
@@ -51,11 +60,9 @@ class VirtualMesh(MeshUnderTest[Machine]):
 
     @property
     def now(self) -> float:
-        """Virtual seconds; only differences mean something."""
         return self._clock.now
 
     def run_for(self, seconds: float) -> None:
-        """Lets virtual time pass."""
         with self._inside():
             self._clock.run_for(seconds)
 
@@ -88,13 +95,13 @@ class VirtualMesh(MeshUnderTest[Machine]):
         self.cpu_s = cpu_s or {}
         self.registry = registry_of(Registry.load(), self.rituals)
         MeshSecret.new().save(self._folder / "secret")
-        names = [f"{tier}-{number + 1}" for tier, count in _counts(cores, edges, leaves) for number in range(count)]
+        names = node_names(cores, edges, leaves)
         addresses = {name: f"127.0.1.{number + 1}" for number, name in enumerate(names)}
-        seeds = [f"{addresses[name]}:{MESH_PORT}" for name in names if name.startswith("core")]
+        seeds = [f"{addresses[name]}:{MESH_PORT}" for name in names if tier_of(name) == "core"]
         for name, address in addresses.items():
             document = node_document(
                 name=name,
-                tier=name.partition("-")[0],
+                tier=tier_of(name),
                 directory=self._folder / name,
                 mesh={
                     "name": "test",
@@ -231,7 +238,3 @@ class VirtualMesh(MeshUnderTest[Machine]):
     def _failed_wait(self, what: str, deadline_s: float) -> MeshTestError:
         error = super()._failed_wait(what, deadline_s)
         return MeshTestError(f"{error}\nseed {self.seed}; replay with {SEED_VARIABLE}={self.seed}")
-
-
-def _counts(cores: int, edges: int, leaves: int) -> list[tuple[str, int]]:
-    return [("core", cores), ("edge", edges), ("leaf", leaves)]
