@@ -7,6 +7,7 @@
 - More than wanted, and an even number, for the grace time: what a replacement has left behind when the lost voter came
   back. One that is not the leader is demoted.
 - Who was demoted by a person is left alone, until a person promotes it.
+- An Edge is never promoted. One that votes, because it was a Core node before, is replaced as if lost, at once.
 - Nothing is done that `membership.judge` refuses, and one thing at a time.
 """
 
@@ -47,21 +48,31 @@ class Autopilot:
         self._surplus_since = None
 
     def next_step(
-        self, configuration: Configuration, standing: Standing, heard: Collection[NodeId], now: float
+        self,
+        configuration: Configuration,
+        standing: Standing,
+        heard: Collection[NodeId],
+        now: float,
+        unfit: Collection[NodeId] = (),
     ) -> Step | None:
+        """`heard`: who answers; `unfit`: who is not to vote. The leader is left to itself."""
         voters, wanted, grace_s = configuration.voters, self.policy.voters_wanted, self.policy.grace_s
         silent = [voter for voter in voters if voter != standing.leader and voter not in heard]
         self._silent_since = {voter: self._silent_since.get(voter, now) for voter in silent}
         is_surplus = len(voters) > wanted and len(voters) % 2 == 0
         self._surplus_since = (self._surplus_since or now) if is_surplus else None
-        lost = [voter for voter in silent if now - self._silent_since[voter] >= grace_s]
-        willing = [learner for learner in configuration.learners if learner not in configuration.resting]
+        gone = [voter for voter in silent if now - self._silent_since[voter] >= grace_s]
+        lost = dict.fromkeys(gone, f"has not answered for {grace_s:g} s")
+        lost |= dict.fromkeys((v for v in voters if v in unfit and v != standing.leader), "is an Edge")
+        willing = [node for node in configuration.learners if node not in configuration.resting and node not in unfit]
         standbys = [learner for learner in willing if learner in standing.caught_up]
         step: Step | None = None
         if lost and len(voters) > wanted:
-            step = _step("demote", lost[0], f"it has not answered for {grace_s:g} s, and is replaced")
+            node, why = next(iter(lost.items()))
+            step = _step("demote", node, f"it {why}, and is replaced")
         elif lost and len(voters) == wanted and standbys:
-            step = _step("promote", standbys[0], f"it takes the place of {lost[0]}, silent for {grace_s:g} s")
+            node, why = next(iter(lost.items()))
+            step = _step("promote", standbys[0], f"it takes the place of {node}, which {why}")
         elif len(voters) < wanted and len(standbys) >= (2 if len(voters) % 2 else 1):
             step = _step("promote", standbys[0], f"{wanted} voters are wanted, there are {len(voters)}")
         elif self._surplus_since is not None and now - self._surplus_since >= grace_s:

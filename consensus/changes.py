@@ -31,7 +31,7 @@ _AGAIN = ("change_pending", "leader_is_new", "not_leader", "discarded", "timeout
 
 
 class ChangeRefused(ProposalFailed):
-    """Nothing was done, or not all. `code` is that of a `membership.Refusal`, or `only_core`."""
+    """Nothing was done, or not all. `code` is that of a `membership.Refusal`, `only_replicas` or `only_core`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -54,12 +54,20 @@ class _Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Changes:
-    """`may_join(node_id)`: whether this node takes that peer for one that may learn: its tier is core."""
+    """`may_join(node_id)`: whether this node takes that peer for one that may learn: its tier holds a replica.
+    `may_vote(node_id)`: whether its tier votes, as far as is known here."""
 
-    def __init__(self, group: Group, transport: PeerTransport, may_join: Callable[[NodeId], bool]) -> None:
+    def __init__(
+        self,
+        group: Group,
+        transport: PeerTransport,
+        may_join: Callable[[NodeId], bool],
+        may_vote: Callable[[NodeId], bool] = lambda node_id: True,
+    ) -> None:
         self._group = group
         self._transport = transport
         self._may_join = may_join
+        self._may_vote = may_vote
 
     async def ask(
         self,
@@ -98,7 +106,7 @@ class Changes:
         if not request.is_forwarded:
             for change in request.changes:
                 if change.kind == "add" and not self._may_join(change.node_id):
-                    return _Answer(None, "only_core", f"{change.node_id} is not linked here as a Core node")
+                    return _Answer(None, "only_replicas", f"{change.node_id} is not linked here as a Core or Edge node")
         if request.is_forwarded and self._group.status().role is not Role.LEADER:
             return _Answer(None, "not_leader")
         return await self._ask_once(request, ())
@@ -122,6 +130,10 @@ class Changes:
 
     async def _lead(self, request: _Request, until: float) -> _Answer:
         status = self._group.status()
+        promoted = [change.node_id for change in request.changes if change.kind == "promote"]
+        for node_id in promoted:
+            if not self._may_vote(node_id):
+                return _only_core(node_id)
         if request.is_dry_run:
             return _Answer(plan(status.configuration, request.changes, status.standing))
         configuration, made = status.configuration, []
@@ -143,6 +155,10 @@ class Changes:
         before = quorum_of(status.configuration, status.standing)
         after = quorum_of(configuration, self._group.status().standing)
         return _Answer(Plan(tuple(made), before, after, configuration, None))
+
+
+def _only_core(node_id: NodeId) -> _Answer:
+    return _Answer(None, "only_core", f"{node_id} is an Edge: restart it with tier = core, then promote it")
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -47,6 +47,7 @@ from mesh.proposals import (
     make_mesh_id,
 )
 from mesh.sight import Sight
+from mesh.tiers import may_vote
 from storage.ids import MeshId, NodeId
 
 _RETRY_S: Final = 0.5
@@ -102,7 +103,7 @@ class Bootstrap:
                 self._sight.unlinked_count = count
             case _:
                 assert_never(given)
-        if not self.is_founded and self._tier == "core":
+        if not self.is_founded:
             self._maybe_propose(now, wall_ms, effects)
         if self.is_founded and not self._is_told:
             assert self.record is not None
@@ -190,7 +191,7 @@ class Bootstrap:
         is_free = self.record is None or self.record.state == "fresh"
         return (
             is_free
-            and self._tier == "core"
+            and may_vote(self._tier)
             and self.own in proposal.voters
             and peer in proposal.voters
             and len(proposal.voters) == self._expect
@@ -215,6 +216,8 @@ class Bootstrap:
         sight = self._sight
         if founded := sight.founded():
             self._found(founded[0], effects)  # rule 7
+            return
+        if not may_vote(self._tier):
             return
         voters = sight.voters(self.floor)
         if not voters or voters[0] != self.own:

@@ -3,6 +3,7 @@
 from mesh.limits import FOUNDING_CROWD_S, PROMISE_UNREACHABLE_S
 from mesh.proposals import FLOOR_JUMP_MAX, NUMBER_MAX, FoundingRecord, floor_of
 from mesh.sight import Sight
+from mesh.tiers import may_vote
 from storage.ids import NodeId
 
 
@@ -12,18 +13,19 @@ def describe(record: FoundingRecord | None, sight: Sight, tier: str, now: float)
         joined = "" if sight.own in record.voters else ", joined after its founding"
         return f"mesh {record.mesh_id} of {len(record.voters)} voters{joined}"
     founded = sight.founded()
-    if tier != "core":
-        return "waiting for a founded mesh" if not founded else f"linked to mesh {founded[0].mesh_id}"
+    if not may_vote(tier):
+        waits = "waiting for Core nodes that have founded a mesh"
+        return f"linked to mesh {founded[0].mesh_id}" if founded else waits
     if record is not None and record.state == "promised":
         return _promised(record, sight, now)
-    odd = {view.expect for view in sight.views.values() if view.tier == "core"} - {sight.expect}
+    odd = {view.expect for view in sight.views.values() if may_vote(view.tier)} - {sight.expect}
     if odd:
         return (
             f"waiting: this node has bootstrap_expect = {sight.expect}, others have "
             f"{', '.join(map(str, sorted(odd)))}; set the same number on every Core node"
         )
     own_floor = floor_of(record)
-    floors = {peer: floor_of(view.record) for peer, view in sight.views.items() if view.tier == "core"}
+    floors = {peer: floor_of(view.record) for peer, view in sight.views.items() if may_vote(view.tier)}
     if own_floor >= min([NUMBER_MAX, *(floor + FLOOR_JUMP_MAX for floor in floors.values())]):
         return _spoilt(sight.own)
     spoilt = [peer for peer, floor in floors.items() if floor >= own_floor + FLOOR_JUMP_MAX]

@@ -7,6 +7,7 @@ same book tells when a proposer or a member counts as long gone. Rules 1, 4 and 
 
 from mesh.limits import FOUNDING_CROWD_S, FOUNDING_SETTLE_S, PROMISE_UNREACHABLE_S
 from mesh.proposals import FLOOR_JUMP_MAX, Announce, FoundingRecord, floor_of
+from mesh.tiers import may_vote
 from storage.ids import MeshId, NodeId
 
 
@@ -41,7 +42,7 @@ class Sight:
         """Comings and goings of the same peer do not count as news, so that one bad cable delays nobody."""
         self.views[peer] = view
         stand = view.record.mesh_id if view.record is not None and view.record.state == "promised" else None
-        if view.tier == "core" and (peer not in self._stands or self._stands[peer] != stand):
+        if may_vote(view.tier) and (peer not in self._stands or self._stands[peer] != stand):
             self._stands[peer] = stand
             self._stands_since = now
 
@@ -56,7 +57,7 @@ class Sight:
         return [
             peer
             for peer, view in self.views.items()
-            if view.tier == "core"
+            if may_vote(view.tier)
             and view.expect == self.expect
             and (view.record is None or view.record.state == "fresh")
             and abs(floor_of(view.record) - floor) < FLOOR_JUMP_MAX
@@ -67,7 +68,7 @@ class Sight:
         return sorted(
             peer
             for peer, view in self.views.items()
-            if view.tier == "core" and view.record is not None and view.record.state == "promised"
+            if may_vote(view.tier) and view.record is not None and view.record.state == "promised"
         )
 
     def founded(self) -> list[FoundingRecord]:

@@ -28,8 +28,9 @@ class NodeSettings(Section, frozen=True, kw_only=True):
     tier: Annotated[
         Tier,
         Meta(
-            description="`core` votes, stores and executes. `edge` and `leaf` come in a later version: they are "
-            "accepted by `--check`, and starting them says so."
+            description="`core` founds the mesh, votes, stores and executes. `edge` does the same but never votes: "
+            "as many as you like, they keep a full replica near the work. `leaf` comes in a later version: `--check` "
+            "accepts it, and starting it says so."
         ),
     ] = "core"
     data_dir: Annotated[

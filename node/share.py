@@ -20,6 +20,7 @@ from consensus.state.events import Numbered
 from consensus.state.rows import Lease
 from consensus.steps import ReplicaStatus
 from mesh.mesh import Mesh
+from mesh.tiers import holds_replica, may_vote
 from node.disk import DiskWatch
 from node.executor.executor import Executor
 from node.live import LiveBoard
@@ -33,6 +34,7 @@ from node.snapshots import Snapshots, Workshop
 from node.steward import Steward
 from node.work import Assignments, Places, Reporter
 from storage.environment import Environment
+from storage.errors import StorageError
 from storage.ids import NodeId
 from storage.space import Space
 
@@ -98,8 +100,8 @@ class Share:
         self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor, node.own)
         self.snapshots = Snapshots(node.node_id, self.group, node.mesh.request, node.workshop)
         self._link_views = node.link_views
-        self.changes = Changes(self.group, node.mesh, self._may_join)
-        self.steward = Steward(node.node_id, self.group, self.changes, self._linked, policy or Policy())
+        self.changes = Changes(self.group, node.mesh, self._may_join, lambda peer: peer not in self._unfit())
+        self.steward = Steward(node.node_id, self.group, self.changes, self._linked, self._unfit, policy or Policy())
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
         self._hello_of = node.mesh.hello_of
         self._leader: NodeId | None = None
@@ -158,7 +160,17 @@ class Share:
 
     def _may_join(self, peer: NodeId) -> bool:
         hello = self._hello_of(peer)
-        return hello is not None and hello.tier == "core"
+        return hello is not None and holds_replica(hello.tier)
+
+    def _unfit(self) -> set[NodeId]:
+        """Replicas that are known not to vote: they said so over their link, or when they registered."""
+        tiers: dict[NodeId, str] = {}
+        with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
+            tiers = {member.node_id: member.tier for member in queries.members(txn)}
+        for peer in self._linked():
+            if (hello := self._hello_of(peer)) is not None:
+                tiers[peer] = hello.tier
+        return {node for node, tier in tiers.items() if not may_vote(tier)}
 
     def _leads(self) -> bool:
         return self.group.status().role is Role.LEADER

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -42,15 +42,22 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class Steward:
-    """`linked()`: the peers to whom there is a link."""
+    """`linked()`: the peers to whom there is a link; `unfit()`: who is not to vote, because of its tier."""
 
     def __init__(
-        self, node_id: NodeId, group: Group, changes: Changes, linked: Callable[[], Sequence[NodeId]], policy: Policy
+        self,
+        node_id: NodeId,
+        group: Group,
+        changes: Changes,
+        linked: Callable[[], Sequence[NodeId]],
+        unfit: Callable[[], Collection[NodeId]],
+        policy: Policy,
     ) -> None:
         self._node_id = node_id
         self._group = group
         self._changes = changes
         self._linked = linked
+        self._unfit = unfit
         self.autopilot = Autopilot(policy)
         self.actions: deque[Action] = deque(maxlen=ACTIONS_MAX)
         self._told = ""
@@ -62,13 +69,17 @@ class Steward:
             await asyncio.sleep(LOOK_S)
             status = self._group.status()
             if status.role is Role.LEADER:
-                step = self.autopilot.next_step(status.configuration, status.standing, status.heard, time.monotonic())
-                if step is not None:
-                    await self._act(step.change, step.reason)
+                await self._lead(status)
                 continue
             self.autopilot.forget()
             if not status.is_removed and (self._is_unknown(status) or self._is_forgotten(status)):
                 await self._join()
+
+    async def _lead(self, status: ReplicaStatus) -> None:
+        now, unfit = time.monotonic(), self._unfit()
+        step = self.autopilot.next_step(status.configuration, status.standing, status.heard, now, unfit)
+        if step is not None:
+            await self._act(step.change, step.reason)
 
     def _is_unknown(self, status: ReplicaStatus) -> bool:
         return self._node_id not in status.configuration.members

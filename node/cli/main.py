@@ -302,6 +302,7 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _daemon(path: Path, *, is_check: bool) -> int:
+    from mesh.tiers import LEAF
     from node.config import ConfigError, check_files, describe, load
 
     try:
@@ -311,11 +312,11 @@ def _daemon(path: Path, *, is_check: bool) -> int:
                 check_files(config)
             except ConfigError as error:  # the configuration is right; the machine is not prepared yet
                 print(f"warning: {error}", file=sys.stderr)
-            if config.node.tier != "core":
+            if config.node.tier == LEAF:
                 print(f"warning: {_not_yet(config.node.tier)}", file=sys.stderr)
             print(f"ok: {describe(config)}")
             return Exit.OK
-        if config.node.tier != "core":
+        if config.node.tier == LEAF:
             raise ConfigError(f"{path}: [node] tier: found {config.node.tier!r}: {_not_yet(config.node.tier)}")
         check_files(config)
     except ConfigError as error:
@@ -350,7 +351,7 @@ def _no_authorities() -> Iterator[None]:
 
 
 def _not_yet(tier: str) -> str:
-    return f'{tier} nodes come in a later version and cannot be started yet; use tier = "core"'
+    return f'{tier} nodes come in a later version and cannot be started yet; use tier = "edge"'
 
 
 def _seconds(text: str) -> float:

@@ -64,13 +64,15 @@ class DaemonMesh(Harness):
 
 
 class LocalMesh(DaemonMesh):
-    """Daemons `node-1` ... `node-N`. `settings` are merged into every configuration, section by section."""
+    """Core daemons `node-1` ... `node-N` and Edge daemons `edge-1` ... `settings` are merged into every configuration,
+    section by section."""
 
     def __init__(
         self,
         directory: Path,
         cores: int = 3,
         *,
+        edges: int = 0,
         name: str = "test",
         settings: Mapping[str, Mapping[str, object]] | None = None,
         zeroconf: bool = True,
@@ -84,12 +86,14 @@ class LocalMesh(DaemonMesh):
         self.secret_file = directory / "secret"
         if not self.secret_file.exists():
             (secret or MeshSecret.new()).save(self.secret_file)
-        ports = free_ports(2 * cores)
+        ports = free_ports(2 * (cores + edges))
         self.daemons: dict[str, Daemon] = {}
-        for number in range(1, cores + 1):
+        names = [f"node-{number}" for number in range(1, cores + 1)]
+        names += [f"edge-{number}" for number in range(1, edges + 1)]
+        for name_of_node in names:
             daemon = Daemon(
-                name=f"node-{number}",
-                directory=directory / f"node-{number}",
+                name=name_of_node,
+                directory=directory / name_of_node,
                 http_host="127.0.0.1",
                 http_port=ports.pop(),
                 mesh_port=ports.pop(),
@@ -121,7 +125,7 @@ class LocalMesh(DaemonMesh):
         }
         document = node_document(
             name=daemon.name,
-            tier="core",
+            tier="edge" if daemon.name.startswith("edge") else "core",
             directory=daemon.directory,
             mesh=mesh,
             http=(daemon.http_host, daemon.http_port),

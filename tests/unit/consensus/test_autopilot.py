@@ -14,6 +14,7 @@ class Mesh:
         self.configuration = configuration
         self.autopilot = Autopilot(Policy(voters_wanted=wanted, grace_s=10))
         self.alive = set(configuration.members)
+        self.unfit: set[NodeId] = set()
         self.now = 100.0
 
     def look(self, seconds: float = 0.0) -> Step | None:
@@ -21,7 +22,7 @@ class Mesh:
         self.now += seconds
         heard = self.alive - {A}
         standing = Standing(A, frozenset(heard))
-        step = self.autopilot.next_step(self.configuration, standing, heard, self.now)
+        step = self.autopilot.next_step(self.configuration, standing, heard, self.now, self.unfit)
         if step is not None:
             after = judge(self.configuration, step.change, standing)
             assert isinstance(after, Configuration)
@@ -103,3 +104,20 @@ def test_a_standby_may_be_told_to_rest() -> None:
     mesh.configuration = resting
     mesh.alive.discard(C)
     assert mesh.changes(60) == []
+
+
+def test_an_edge_is_not_promoted_and_one_that_votes_is_replaced() -> None:
+    mesh = Mesh(Configuration((A, B, C), (D, E)))
+    mesh.unfit = {D}
+    mesh.alive.discard(C)
+    assert mesh.changes(20) == [Change("promote", E), Change("demote", C)]
+    mesh = Mesh(Configuration((A, B, C), (D, E)))
+    mesh.unfit = {C, D}
+    assert mesh.changes(5) == [Change("promote", E), Change("demote", C)]
+    assert mesh.changes(30) == []
+
+
+def test_edges_alone_make_no_voters() -> None:
+    mesh = Mesh(Configuration((A, B), (C, D)))
+    mesh.unfit = {C, D}
+    assert mesh.changes(30) == []

@@ -130,7 +130,7 @@ def test_only_a_core_node_may_learn() -> None:
         async with mesh({D: "leaf"}) as (net, changes):
             with pytest.raises(ChangeRefused) as refused:
                 await changes[D].ask([Change("add", D)], via=[await follower_of(net)])
-            assert refused.value.code == "only_core"
+            assert refused.value.code == "only_replicas"
 
     asyncio.run(main())
 
