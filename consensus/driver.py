@@ -25,6 +25,7 @@ from consensus.inbox import Inbox, Posted, Stop
 from consensus.limits import (
     DELIVERIES_MAX,
     DISK_FULL_RETRY_S,
+    DISK_STALL_S,
     LOOP_STALL_S,
     RESTARTS_MAX,
     STATUS_DELAY_S,
@@ -93,6 +94,7 @@ class ReplicaDriver:
         self._first_inputs: list[Input] = []
         """Of the next replica."""
         self._unapplied_index = 0
+        self._stepping_since: float | None = None
         self._held: Output | None = None
         self._told_at = 0.0
 
@@ -118,6 +120,11 @@ class ReplicaDriver:
     def inputs_dropped(self) -> int:
         """Messages of peers that were shed because the thread did not keep up."""
         return self._inbox.dropped
+
+    def is_stalled(self) -> bool:
+        """A step takes so long that the disk must hang. From any thread."""
+        since = self._stepping_since
+        return since is not None and time.monotonic() - since > DISK_STALL_S
 
     async def stop(self) -> None:
         """Returns when the thread has ended; what it had committed has been delivered. Harmless when not started."""
@@ -197,7 +204,9 @@ class ReplicaDriver:
             while inputs is not None:
                 now = monotonic()
                 if inputs or now >= deadline:
+                    self._stepping_since = now
                     output = replica.step(inputs, now, self._say)
+                    self._stepping_since = None
                     inputs = []
                     deadline = output.next_deadline
                     self._tell(output, now)
@@ -210,6 +219,7 @@ class ReplicaDriver:
                         deadline = min(deadline, self._told_at + STATUS_DELAY_S)
                 inputs = inbox.take(deadline)
         except Exception:
+            self._stepping_since = None
             self._discard(replica.open_proposals())
             self._discard(given.token for given in inputs or () if isinstance(given, Propose | ReadIndex))
             raise

@@ -200,6 +200,10 @@ class Group:
         """As of the last step. What it applied can be read; its events may not have been told yet."""
         return self._driver.status
 
+    def is_stalled(self) -> bool:
+        """Whether the disk hangs: this node is not to be trusted with opinions of others."""
+        return self._driver.is_stalled()
+
     @property
     def inputs_dropped(self) -> int:
         return self._driver.inputs_dropped

@@ -76,6 +76,9 @@ STATUS_DELAY_S = 0.005
 """How late the event loop may learn how far the replica is when nobody waits for it: without it every message of a peer
 would wake the loop too."""
 
+DISK_STALL_S = 1.0
+"""A step of the replica that takes longer: the disk hangs. A sync takes milliseconds, of a busy SD card 0.3 s."""
+
 LOOP_STALL_S = 1.0
 """A leader whose event loop has not come round for so long hands over: it could agree, but nobody could ask it. Twice
 what the loop's own doubt allows (`mesh.limits.LAG_S`), half of what clients wait."""

@@ -116,14 +116,14 @@ class Liveness:
         return None if heard_at is None else max(0.0, now - heard_at)
 
     def verdict(self, peer: NodeId, now: float) -> Verdict:
-        """`silent` closes the link. A peer without a link is `silent`."""
+        """`suspect` is an observation, `silent` the accusation that ends the link. A peer without one is `silent`."""
         silence_s = self.silence_s(peer, now)
         if silence_s is None:
             return "silent"
-        if self.is_doubting(now):
-            return "alive"
         silence_s -= self.extra_s(peer, now)
-        return "silent" if silence_s >= SILENCE_S else "suspect" if silence_s >= SUSPECT_S else "alive"
+        if silence_s >= SILENCE_S and not self.is_doubting(now):
+            return "silent"
+        return "suspect" if silence_s >= SUSPECT_S else "alive"
 
     def next_look(self, now: float) -> float:
         """When the first verdict changes if nothing more is heard; early rather than late."""

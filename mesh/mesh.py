@@ -1,8 +1,8 @@
 """The mesh as the node uses it: start, who is there, frames to and from them, and the founding of the mesh.
 
-Handlers (`on_raft`, `on_notice`, `on_link_up`, `on_link_down`, `on_suspicion`, `is_stalled`, `serve`) are set before
-`start()` and called on the loop; they must not block. Order: frames of one class from one peer arrive in order while
-one link lives. Delivery is not guaranteed; the errors of `request` say whether the peer may have acted.
+Handlers (`on_raft`, `on_notice`, `on_link_up`, `on_link_down`, `on_suspicion`, `on_doubt`, `is_stalled`, `serve`) are
+set before `start()` and called on the loop; they must not block. Order: frames of one class from one peer arrive in
+order while one link lives. Delivery is not guaranteed; the errors of `request` say whether the peer may have acted.
 """
 
 import asyncio
@@ -67,6 +67,7 @@ class Mesh:
         self.on_link_up: Callable[[PeerHello], None] = lambda hello: None
         self.on_link_down: Callable[[NodeId, str, bool], None] = lambda peer, reason, closed_by_peer: None
         self.on_suspicion: Callable[[NodeId, bool], None] = lambda peer, is_suspect: None
+        self.on_doubt: Callable[[], None] = lambda: None
         self.is_stalled: Callable[[], bool] = lambda: False
         self._store = founding
         self._log = log
@@ -409,6 +410,9 @@ class _User:
 
     def suspicion(self, peer: NodeId, *, is_suspect: bool) -> None:
         self._mesh._guarded("on_suspicion", lambda: self._mesh.on_suspicion(peer, is_suspect))
+
+    def doubt(self) -> None:
+        self._mesh._guarded("on_doubt", self._mesh.on_doubt)
 
     def is_stalled(self) -> bool:
         return self._mesh.is_stalled()

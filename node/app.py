@@ -12,9 +12,7 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,8 +37,9 @@ from node.executor.executor import Executor
 from node.http.guard import HttpConfigError
 from node.live import TOPIC as LIVE_TOPIC
 from node.live import LiveBoard
+from node.lookout import Lookout
 from node.rituals.registry import Registry
-from node.scheduler.policy import LinkView
+from node.scheduler.testimony import TOPIC as TESTIMONY_TOPIC
 from node.service.ports import NodeFacts
 from node.service.service import NodeService
 from node.service.times import now_ms
@@ -58,7 +57,7 @@ from node.wiring import (
 )
 from node.workshop import Workshop
 from storage.errors import DiskFull, StorageError
-from storage.ids import InstanceId, NodeId
+from storage.ids import NodeId
 from storage.space import Space
 
 EXIT_OK = 0
@@ -154,7 +153,6 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] | None = None
         self._serving = asyncio.Event()
-        self._links: dict[NodeId, LinkState] = {}
         self._share: Share | None = None
         self._is_stopping = False
         self.withdrawn: str | None = None
@@ -203,6 +201,10 @@ class Node:
         self.mesh.on_notice = self._on_notice
         self.mesh.on_link_up = self._on_link_up
         self.mesh.on_link_down = self._on_link_down
+        self.lookout = Lookout(self.node_id, self._notify, self.mesh.is_doubting, self._judge_anew)
+        self.mesh.on_suspicion = self.lookout.suspicion
+        self.mesh.on_doubt = self.lookout.doubt
+        self.mesh.is_stalled = self._is_stalled
         self.executor = Executor(
             executor_settings(config, self.node_id),
             self.registry,
@@ -247,9 +249,8 @@ class Node:
         await share.snapshots.open()
         share.group.start()
         self._share = share
-        for peer, link in self._links.items():
-            if link.is_up:
-                share.group.on_link_up(peer)
+        for peer in self.lookout.linked():
+            share.group.on_link_up(peer)
         self.mesh.start_streams(share.group.on_stream)
         for name, work in share.tasks():
             self.own(name, work)
@@ -302,18 +303,18 @@ class Node:
     def _on_notice(self, peer: NodeId, topic: str, payload: bytes) -> None:
         if topic == LIVE_TOPIC:
             self.live.receive(peer, payload)
+        elif topic == TESTIMONY_TOPIC:
+            self.lookout.receive(peer, payload)
 
     def _on_link_up(self, peer: Hello) -> None:
-        self._links[peer.node_id] = LinkState(is_up=True, since=time.monotonic(), instance_id=peer.instance_id)
+        self.lookout.link_up(peer.node_id, peer.instance_id)
         if self._share is not None:
             self._share.group.on_link_up(peer.node_id)
-            self._share.dispatcher.wake()
 
     def _on_link_down(self, peer: NodeId, reason: str, closed_by_peer: bool) -> None:
-        self._links[peer] = LinkState(is_up=False, since=time.monotonic(), is_closed_by_peer=closed_by_peer)
+        self.lookout.link_down(peer, reason, closed_by_peer=closed_by_peer)
         if self._share is not None:
             self._share.group.on_link_down(peer, closed_by_peer)
-            self._share.dispatcher.wake()
 
     def _on_outcome(self, outcome: Outcome) -> None:
         assert self._share is not None, "an attempt ended that nobody can have assigned"
@@ -344,16 +345,20 @@ class Node:
         await self.mesh.stop()
         log.error("withdrawn", reason=reason, goes_on="reading over HTTP, until it is stopped")
 
-    def link_views(self) -> Mapping[NodeId, LinkView]:
-        """Of every peer that was linked since the start."""
-        now = time.monotonic()
-        return {peer: link.view(now) for peer, link in self._links.items()}
-
     def _broadcast(self, topic: str, payload: bytes) -> None:
-        for peer, link in self._links.items():
-            if link.is_up:
-                with contextlib.suppress(MeshError):  # news are never worth a failure; the link counts what it sheds
-                    self.mesh.notify(peer, topic, payload)
+        for peer in self.lookout.linked():
+            self._notify(peer, topic, payload)
+
+    def _notify(self, peer: NodeId, topic: str, payload: bytes) -> None:
+        with contextlib.suppress(MeshError):  # news are never worth a failure; the link counts what it sheds
+            self.mesh.notify(peer, topic, payload)
+
+    def _judge_anew(self) -> None:
+        if self._share is not None:
+            self._share.dispatcher.wake()
+
+    def _is_stalled(self) -> bool:
+        return self._share is not None and self._share.group.is_stalled()
 
     def _lookup_patterns(self, patterns: list[str]) -> Mapping[str, int]:
         with self.group.read() as txn:
@@ -388,21 +393,3 @@ class Node:
         error = task.exception()
         if error is not None and self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True)
-class LinkState:
-    """As last told by the mesh; `since` is monotonic."""
-
-    is_up: bool
-    since: float
-    is_closed_by_peer: bool = False
-    instance_id: InstanceId | None = None
-
-    def view(self, now: float) -> LinkView:
-        return LinkView(
-            is_up=self.is_up,
-            since_ms=int((now - self.since) * 1000),
-            is_closed_by_peer=self.is_closed_by_peer,
-            instance_id=self.instance_id,
-        )

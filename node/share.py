@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 import structlog
@@ -24,10 +24,10 @@ from mesh.tiers import holds_replica, may_vote
 from node.disk import DiskWatch
 from node.executor.executor import Executor
 from node.live import LiveBoard
+from node.lookout import Lookout
 from node.pulse import Pulse
 from node.rituals.registry import Registry
 from node.scheduler.dispatcher import Dispatcher
-from node.scheduler.policy import LinkView
 from node.service.ports import NodeFacts
 from node.service.times import now_ms
 from node.snapshots import Snapshots, Workshop
@@ -68,7 +68,8 @@ class Host(Protocol):
 
     def own(self, name: str, work: Coroutine[Any, Any, None]) -> None: ...
 
-    def link_views(self) -> Mapping[NodeId, LinkView]: ...
+    @property
+    def lookout(self) -> Lookout: ...
 
     def on_replica_failure(self, error: Exception, is_final: bool) -> None: ...
 
@@ -95,13 +96,15 @@ class Share:
         kinds = {name: ritual.kind for name, ritual in node.registry.items()}
         self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor)
         self.reporter = Reporter(self.group, self.places, now_ms)
-        self.dispatcher = Dispatcher(node.node_id, self.group, node.link_views, now_ms)
+        self.dispatcher = Dispatcher(node.node_id, self.group, node.lookout.outlook, now_ms)
         self._live = node.live
         self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor, node.own)
         self.snapshots = Snapshots(node.node_id, self.group, node.mesh.request, node.workshop)
-        self._link_views = node.link_views
+        self._lookout = node.lookout
         self.changes = Changes(self.group, node.mesh, self._may_join, lambda peer: peer not in self._unfit())
-        self.steward = Steward(node.node_id, self.group, self.changes, self._linked, self._unfit, policy or Policy())
+        self.steward = Steward(
+            node.node_id, self.group, self.changes, node.lookout.linked, self._unfit, policy or Policy()
+        )
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
         self._hello_of = node.mesh.hello_of
         self._leader: NodeId | None = None
@@ -155,9 +158,6 @@ class Share:
                 await self.group.transfer_leadership()
                 await asyncio.sleep(GIVE_WAY_AGAIN_S)
 
-    def _linked(self) -> list[NodeId]:
-        return [peer for peer, link in self._link_views().items() if link.is_up]
-
     def _may_join(self, peer: NodeId) -> bool:
         hello = self._hello_of(peer)
         return hello is not None and holds_replica(hello.tier)
@@ -167,7 +167,7 @@ class Share:
         tiers: dict[NodeId, str] = {}
         with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
             tiers = {member.node_id: member.tier for member in queries.members(txn)}
-        for peer in self._linked():
+        for peer in self._lookout.linked():
             if (hello := self._hello_of(peer)) is not None:
                 tiers[peer] = hello.tier
         return {node for node, tier in tiers.items() if not may_vote(tier)}
@@ -200,6 +200,7 @@ class Share:
     def _on_status(self, status: ReplicaStatus) -> None:
         if status.installed_index:
             self._on_installed()
+        self._lookout.turn_to(status.leader)
         self.dispatcher.set_leading(status.role is Role.LEADER)
         if status.leader != self._leader:
             self._leader = status.leader

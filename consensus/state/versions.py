@@ -43,6 +43,9 @@ _LATER_FIELDS: Final = {
     for command, names in FIELDS_SINCE.items()
 }
 
+SUSPECT_VERSION: Final = 2
+"""Since it a member may be suspect."""
+
 _SUFFIX = re.compile(r"\+(?:[0-9A-Za-z.-]+\.)?commands\.([0-9]{1,6})(?:\.|$)")
 
 
@@ -53,7 +56,7 @@ def version_of(command: Command) -> int:
         if version > needed and getattr(command, name) != default:
             needed = version
     if isinstance(command, SetMemberStatus) and command.status == "suspect":
-        needed = max(needed, 2)
+        needed = max(needed, SUSPECT_VERSION)
     return needed
 
 

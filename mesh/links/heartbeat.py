@@ -15,6 +15,9 @@ class SilenceUser(Protocol):
 
     def suspicion(self, peer: NodeId, *, is_suspect: bool) -> None: ...
 
+    def doubt(self) -> None:
+        """It has begun or ended."""
+
     def is_stalled(self) -> bool:
         """Whether this node hangs in something else than its loop."""
 
@@ -25,6 +28,7 @@ class Heartbeat:
         self._liveness = liveness
         self._user = user
         self._suspects: set[NodeId] = set()
+        self._was_doubting = False
 
     async def run(self) -> None:
         """Pings every HEARTBEAT_S, and looks in between only when somebody's silence comes to mean something."""
@@ -52,6 +56,9 @@ class Heartbeat:
         liveness.loop_was_late(lag_s, now)
         if self._user.is_stalled():
             liveness.doubt(now)
+        if liveness.is_doubting(now) != self._was_doubting:
+            self._was_doubting = not self._was_doubting
+            self._user.doubt()
         verdicts = {peer: liveness.verdict(peer, now) for peer, _ in links}
         suspects = {peer for peer, verdict in verdicts.items() if verdict == "suspect"}
         changed, self._suspects = suspects ^ self._suspects, suspects

@@ -6,17 +6,19 @@ decision rests on a state that lacks the one before it, and what arrives meanwhi
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import structlog
 
 from consensus.errors import ConsensusError
-from consensus.state import queries
+from consensus.state import queries, versions
 from consensus.state.commands import Answer, AnyCommand, AssignBranches, Refused
+from consensus.state.versions import SUSPECT_VERSION
 from consensus.steps import ReplicaStatus
-from node.scheduler.policy import BATCH_MAX, LinkView, View, decide, free_places
+from node.scheduler.judgement import Outlook
+from node.scheduler.policy import BATCH_MAX, View, decide, free_places
 from storage.errors import StorageError
 from storage.ids import NodeId
 from storage.transactions import Transaction
@@ -25,7 +27,7 @@ QUEUE_WINDOW_MIN = 64
 """Queue entries looked at beyond the number of free places: some fit nowhere (their ritual's slots are full)."""
 
 REVIEW_S = 0.5
-"""Leases and silence are reviewed this often even if nothing happens; small against `policy.CLOSED_MS`."""
+"""Leases and silence are reviewed this often even if nothing happens; small against `judgement.CLOSED_MS`."""
 
 STUCK_S = 2.0
 """A follower that acknowledges nothing for so long, while there is something, gets no work. Shorter than the canary
@@ -54,12 +56,12 @@ class Dispatcher:
         self,
         node_id: NodeId,
         consensus: Consensus,
-        links: Callable[[], Mapping[NodeId, LinkView]],
+        outlook: Callable[[], Outlook],
         now_ms: Callable[[], int],
     ) -> None:
         self._node_id = node_id
         self._consensus = consensus
-        self._links = links
+        self._outlook = outlook
         self._now_ms = now_ms
         self._leading_since: float | None = None  # monotonic: a step of the wall clock must not age anybody
         self._progress: dict[NodeId, tuple[int, float]] = {}
@@ -99,12 +101,17 @@ class Dispatcher:
 
     def _decide(self, leading_s: float) -> list[AnyCommand]:
         now_ms = self._now_ms()
+        outlook = self._outlook()
         with self._consensus.read() as txn:
+            members = queries.members(txn)
             view = View(
                 node_id=self._node_id,
                 leader_for_ms=int(leading_s * 1000),
-                members=queries.members(txn),
-                links=self._links(),
+                members=members,
+                links=outlook.links,
+                testimonies=outlook.testimonies,
+                is_doubting=outlook.is_doubting,
+                knows_suspects=versions.common(members) >= SUSPECT_VERSION,
                 queue=[],
                 leases=queries.leases(txn),
                 stuck=self._stuck(time.monotonic()),

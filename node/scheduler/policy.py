@@ -4,9 +4,7 @@ Pure: a view of the replicated state and of the links goes in, commands come out
 state, so a new leader carries on without a hand-over; a decision that has been overtaken is skipped when it is applied.
 
 Rules:
-- a member without a link is dead after `SILENCE_MS` (after `CLOSED_MS` when its end of the link was closed: its process
-  is gone); its leases are lost with it. The leader never judges itself, and a new leader waits the full time first.
-- a link counts for a member only if it leads to the instance that has registered.
+- who is alive is decided in `judgement`; only those get work, and of them not who drains or rests.
 - a lease past its deadline is requeued as lost: no branch waits for ever, whatever a node does. It is not booked as the
   ritual's failure, because a node that works enforces the timeout itself and says so first.
 - a member whose replica does not keep up is alive but gets no work: it would not learn of it.
@@ -23,33 +21,17 @@ from consensus.state.commands import (
     Assignment,
     Requeue,
     RequeueBranches,
-    SetMemberStatus,
 )
-from consensus.state.rows import Failure, Lease, Member, MemberStatus, QueueEntry, RitualKind
-from storage.ids import InstanceId, NodeId
-
-SILENCE_MS = 4_000
-"""Without a link this long: dead. Longer than a re-dial with back-off, shorter than a person's patience."""
-
-CLOSED_MS = 1_500
-"""The same when the peer's side closed the link: the process has ended, and a quick restart still gets in first."""
+from consensus.state.rows import Failure, Lease, Member, QueueEntry, RitualKind
+from node.scheduler.judgement import Evidence, LinkView, judge_members
+from node.scheduler.testimony import Testimony
+from storage.ids import NodeId
 
 LEASE_GRACE_MS = 5_000
 """Added to the timeout that the executing node enforces itself: its own, better explained verdict comes first."""
 
 BATCH_MAX = 512
 """Branches in one command; at most 80 KiB, far below the command cap."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkView:
-    """What the leader knows of its link to a member. `since_ms`: for how long it has been so."""
-
-    is_up: bool
-    since_ms: int
-    is_closed_by_peer: bool = False
-    instance_id: InstanceId | None = None
-    """Of the peer, while the link is up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +46,27 @@ class View:
     leases: Sequence[Lease]
     stuck: Collection[NodeId] = ()
     """Members whose replica has not kept up for a while."""
+    testimonies: Mapping[NodeId, Testimony] = field(default_factory=dict)
+    is_doubting: bool = False
+    knows_suspects: bool = True
+    """Whether every member's software does."""
 
-    def is_here(self, member: Member) -> bool:
-        """Whether the leader reaches the very instance that has registered."""
-        if member.node_id == self.node_id:
-            return True
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence(
+            self.node_id, self.leader_for_ms, self.links, self.testimonies, self.is_doubting, self.knows_suspects
+        )
+
+    def takes_work(self, member: Member) -> bool:
+        """Whether the leader reaches the very instance that has registered, and nothing speaks against it."""
         link = self.links.get(member.node_id)
-        return link is not None and link.is_up and link.instance_id == member.instance_id
+        return (
+            member.status == "alive"
+            and not member.is_draining
+            and member.node_id not in self.stuck
+            and self.evidence.is_heard(member)
+            and (link is None or link.rests_ms == 0)
+        )
 
 
 @dataclass(slots=True)
@@ -92,36 +88,15 @@ class _Capacity:
 
 def decide(view: View, now_ms: int) -> list[AnyCommand]:
     """The commands to propose now, in order. Empty when there is nothing to do."""
-    verdicts = judge_members(view, now_ms)
+    verdicts = judge_members(view.members, view.evidence, now_ms)
     commands: list[AnyCommand] = list(verdicts)
     overdue = overdue_leases(view.leases, now_ms)
     if overdue:
         commands.append(RequeueBranches(requeues=overdue, at_ms=now_ms))
-    assignments = place(view, {verdict.node_id for verdict in verdicts if verdict.status == "dead"}, now_ms)
+    assignments = place(view, {verdict.node_id for verdict in verdicts if verdict.status != "alive"}, now_ms)
     if assignments:
         commands.append(AssignBranches(assignments=assignments, at_ms=now_ms))
     return commands
-
-
-def judge_members(view: View, now_ms: int) -> list[SetMemberStatus]:
-    """Who has died, and who is back although counted as dead. Only changes are answered."""
-    verdicts = []
-    for member in view.members:
-        if member.status == "left":
-            continue
-        verdict: MemberStatus
-        if view.is_here(member):
-            verdict = "alive"
-        else:
-            link = view.links.get(member.node_id)
-            patience_ms = CLOSED_MS if link is not None and link.is_closed_by_peer else SILENCE_MS
-            silent_ms = view.leader_for_ms if link is None else min(link.since_ms, view.leader_for_ms)
-            verdict = "dead" if silent_ms >= patience_ms else member.status
-        if verdict != member.status:
-            verdicts.append(
-                SetMemberStatus(node_id=member.node_id, instance_id=member.instance_id, status=verdict, at_ms=now_ms)
-            )
-    return verdicts
 
 
 def overdue_leases(leases: Sequence[Lease], now_ms: int) -> list[Requeue]:
@@ -155,7 +130,7 @@ def _capacities(view: View, dead: set[NodeId]) -> dict[NodeId, _Capacity]:
     """Of the members that are alive, linked and keeping up."""
     capacities: dict[NodeId, _Capacity] = {}
     for member in view.members:
-        if member.status == "alive" and view.is_here(member) and member.node_id not in {*dead, *view.stuck}:
+        if view.takes_work(member) and member.node_id not in dead:
             capacities[member.node_id] = _Capacity(member)
     for lease in view.leases:
         capacity = capacities.get(lease.node_id)

@@ -2,7 +2,7 @@
 together as `node.app` does, over simulated links, disk and executor."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,9 +26,8 @@ from consensus.steps import LinkDown, LinkUp, Output, Propose, ReadIndex, Resolv
 from mesh.bootstrap import Bootstrap
 from mesh.founder import Founder
 from mesh.proposals import FoundingRecord, Message, encode_message
-from node.app import LinkState
 from node.live import LiveBoard
-from node.scheduler.policy import LinkView
+from node.lookout import Lookout
 from node.service.ports import NodeFacts
 from node.service.times import now_ms
 from node.share import Share
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class Envelope(NamedTuple):
-    """What goes over a link: `kind` is raft, founding, request or response."""
+    """What goes over a link: `kind` is raft, founding, notice, request or response."""
 
     kind: str
     body: bytes
@@ -124,7 +123,7 @@ class Daemon(Life):
         self.mesh: Any = SimulatedMesh(self)
         self.registry: Any = {name: SimpleNamespace(kind=offer.kind) for name, offer in RITUALS.items()}
         self.executor: Any = SimulatedExecutor(self)
-        self._links: dict[NodeId, LinkState] = {}
+        self.lookout = Lookout(node_id, self._notify, lambda: False, self._judge_anew)
         records = FoundingRecords(self.store)
         machine = Bootstrap(node_id, "core", world.expect, records.load(), world.clock.now)
         self._founder = Founder(
@@ -144,9 +143,8 @@ class Daemon(Life):
         await share.snapshots.open()
         share.group.start()
         self.share = share
-        for peer, link in self._links.items():
-            if link.is_up:
-                share.group.on_link_up(peer)
+        for peer in self.lookout.linked():
+            share.group.on_link_up(peer)
         for name, work in share.tasks():
             self.own(name, work)
         await share.register(self._registration)
@@ -168,9 +166,12 @@ class Daemon(Life):
         if is_final or not isinstance(error, DiskFull):
             self.world.clock.fail(error)
 
-    def link_views(self) -> Mapping[NodeId, LinkView]:
-        now = self.world.clock.now
-        return {peer: link.view(now) for peer, link in self._links.items()}
+    def _notify(self, peer: NodeId, topic: str, payload: bytes) -> None:
+        self.world.network.send(self.node_id, peer, Envelope("notice", payload, method=topic), "notice")
+
+    def _judge_anew(self) -> None:
+        if self.share is not None:
+            self.share.dispatcher.wake()
 
     def _registration(self) -> RegisterMember:
         return RegisterMember(
@@ -197,25 +198,23 @@ class Daemon(Life):
 
     def _count_unlinked(self) -> int:
         """Discovery hints at all others, or at nobody."""
-        linked = sum(link.is_up for link in self._links.values())
+        linked = len(self.lookout.linked())
         return len(self.world.ids) - 1 - linked if self.world.has_discovery else 0
 
     # -- links --
 
     def _on_link_up(self, peer: NodeId, instance: InstanceId) -> None:
-        self._links[peer] = LinkState(is_up=True, since=self.world.clock.now, instance_id=instance)
+        self.lookout.link_up(peer, instance)
         self._founder.link_up(peer)
         if self.share is not None:
             self.share.group.on_link_up(peer)
-            self.share.dispatcher.wake()
 
     def _on_link_down(self, peer: NodeId, closed_by_peer: bool) -> None:
-        self._links[peer] = LinkState(is_up=False, since=self.world.clock.now, is_closed_by_peer=closed_by_peer)
+        self.lookout.link_down(peer, "closed_by_peer" if closed_by_peer else "silent", closed_by_peer=closed_by_peer)
         self._founder.link_down(peer)
         self.mesh.lose(peer)
         if self.share is not None:
             self.share.group.on_link_down(peer, closed_by_peer)
-            self.share.dispatcher.wake()
 
     def _on_envelope(self, peer: NodeId, envelope: Envelope) -> None:
         match envelope.kind:
@@ -224,6 +223,8 @@ class Daemon(Life):
                     self.share.group.on_peer_message(peer, envelope.body)
             case "founding":
                 self._founder.received(peer, envelope.body)
+            case "notice":
+                self.lookout.receive(peer, envelope.body)
             case "request":
                 asyncio.create_task(self._answer(peer, envelope))  # noqa: RUF006  # the clock keeps all tasks
             case kind:
@@ -248,8 +249,7 @@ class SimulatedMesh:
         self._count = daemon.world.lives << 32
 
     def hello_of(self, peer: NodeId) -> Any:
-        link = self._daemon.link_views().get(peer)
-        return SimpleNamespace(tier="core", node_name=peer) if link is not None and link.is_up else None
+        return SimpleNamespace(tier="core", node_name=peer) if self._daemon.lookout.is_up(peer) else None
 
     def serve(self, method: str, server: Callable[[NodeId, bytes], Coroutine[Any, Any, bytes]]) -> None:
         self.servers[method] = server

@@ -46,7 +46,9 @@ def never_back(patch: Patch) -> None:
     patch.setattr(
         policy,
         "judge_members",
-        lambda view, now_ms: [verdict for verdict in real(view, now_ms) if verdict.status == "dead"],
+        lambda members, evidence, now_ms: [
+            verdict for verdict in real(members, evidence, now_ms) if verdict.status != "alive"
+        ],
     )
 
 

@@ -88,7 +88,7 @@ def test_a_node_that_lags_or_is_stalled_accuses_nobody_for_a_while() -> None:
         liveness = met()
         unwell(liveness)
         assert liveness.is_doubting(10.0)
-        assert liveness.verdict(PEER, 10.0) == "alive"
+        assert liveness.verdict(PEER, 10.0) == "suspect"
         assert liveness.verdict(PEER, 10.0 + DOUBT_S) == "silent"
         assert not liveness.is_doubting(10.0 + DOUBT_S)
 

@@ -14,7 +14,7 @@ from consensus.state.rows import RitualOffer
 from node.pulse import Pulse
 from node.scheduler import dispatcher as dispatcher_module
 from node.scheduler.dispatcher import Dispatcher
-from node.scheduler.policy import LinkView
+from node.scheduler.judgement import LinkView, Outlook
 from storage.ids import InstanceId, NodeId, SessionId
 from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinGroup
 
@@ -61,7 +61,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.asynccontextmanager
 async def leading(group: TwinGroup, links: dict[NodeId, LinkView] | None = None) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher(NODE, group, lambda: links or {}, lambda: NOW_MS)
+    dispatcher = Dispatcher(NODE, group, lambda: Outlook(links or {}), lambda: NOW_MS)
     group.subscribe_events(lambda events: dispatcher.wake())
     task = asyncio.create_task(dispatcher.run())
     dispatcher.set_leading(True)

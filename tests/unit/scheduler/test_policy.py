@@ -4,11 +4,13 @@ import dataclasses
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from consensus.state.commands import AssignBranches, RequeueBranches, SetMemberStatus
 from consensus.state.rows import Lease, Member, MemberStatus, QueueEntry, RitualOffer
 from node.scheduler import policy
-from node.scheduler.policy import LinkView, View
+from node.scheduler.judgement import SILENCE_MS, LinkView
+from node.scheduler.policy import View
 from storage.ids import InstanceId, NodeId, SessionId
 
 NOW_MS = 1_000_000
@@ -115,34 +117,13 @@ def test_nothing_for_those_who_are_dead_or_not_linked() -> None:
 
 def test_silent_member_is_dead_and_its_place_is_not_filled() -> None:
     nodes = [member("a"), member("b")]
-    links = {NodeId("b"): LinkView(is_up=False, since_ms=policy.SILENCE_MS)}
+    links = {NodeId("b"): LinkView(is_up=False, since_ms=SILENCE_MS)}
     commands = policy.decide(view(nodes, [entry(0)], links=links), NOW_MS)
     assert commands[0] == SetMemberStatus(
         node_id=NodeId("b"), instance_id=InstanceId("b-1"), status="dead", at_ms=NOW_MS
     )
     assert isinstance(commands[1], AssignBranches)
     assert commands[1].assignments[0].node_id == "a"
-
-
-def test_closed_link_needs_less_patience() -> None:
-    nodes = [member("a"), member("b")]
-    closed = LinkView(is_up=False, since_ms=policy.CLOSED_MS, is_closed_by_peer=True)
-    silent = LinkView(is_up=False, since_ms=policy.CLOSED_MS)
-    assert len(policy.judge_members(view(nodes, links={NodeId("b"): closed}), NOW_MS)) == 1
-    assert policy.judge_members(view(nodes, links={NodeId("b"): silent}), NOW_MS) == []
-
-
-def test_new_leader_waits_the_full_time() -> None:
-    nodes = [member("a"), member("b")]
-    links = {NodeId("b"): LinkView(is_up=False, since_ms=10**9)}
-    assert policy.judge_members(view(nodes, links=links, leader_for_ms=policy.SILENCE_MS - 1), NOW_MS) == []
-    assert policy.judge_members(view(nodes, links={}, leader_for_ms=policy.SILENCE_MS), NOW_MS)[0].status == "dead"
-
-
-def test_returned_member_is_alive_again_and_one_that_left_stays_so() -> None:
-    nodes = [member("a", status="dead"), member("b", status="dead"), member("c", status="left")]
-    verdicts = {v.node_id: v.status for v in policy.judge_members(view(nodes), NOW_MS)}
-    assert verdicts == {"a": "alive", "b": "alive"}
 
 
 def test_overdue_lease_is_requeued() -> None:
@@ -161,14 +142,22 @@ def test_a_link_to_another_instance_is_no_link_to_the_member() -> None:
     nodes = [member("a"), member("b")]
     links = {NodeId("b"): up("b", number=2)}
     assert set(placed(view(nodes, [entry(i) for i in range(9)], links=links)).values()) == {"a"}
-    assert policy.judge_members(view(nodes, links=links), NOW_MS)[0].status == "dead"
 
 
 def test_a_member_whose_replica_is_stuck_is_alive_and_gets_nothing() -> None:
     nodes = [member("a"), member("b")]
     stuck = dataclasses.replace(view(nodes, [entry(i) for i in range(9)]), stuck={NodeId("b")})
     assert set(placed(stuck).values()) == {"a"}
-    assert policy.judge_members(stuck, NOW_MS) == []
+    assert policy.judge_members(stuck.members, stuck.evidence, NOW_MS) == []
+
+
+def test_nothing_for_those_who_are_suspect_drain_or_rest() -> None:
+    nodes = [member("b", status="suspect"), replace(member("c"), is_draining=True), member("d"), member("e")]
+    links = {m.node_id: up(m.node_id) for m in nodes}
+    links[NodeId("d")] = dataclasses.replace(up("d"), rests_ms=1)
+    assert set(placed(view(nodes, [entry(i) for i in range(9)], links=links)).values()) == {"e"}
+    links[NodeId("e")] = dataclasses.replace(up("e"), is_suspect=True)
+    assert placed(view(nodes, [entry(0)], links=links)) == {}
 
 
 def test_a_member_that_takes_no_more_gets_nothing() -> None:
