@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 from node.testing import LocalMesh
-from tests.system.test_failures import check_recorded_once
+from tests.harness.test_failures import check_recorded_once
 
 
 def test_rolling_restart_under_load_fails_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The replica of a virtual node: stepped on the loop, where the real one has a thread."""
 
 import asyncio
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ from consensus.group import Group
 from consensus.inbox import Posted, Stop, StreamUp
 from consensus.replica import Replica
 from consensus.steps import Input, LinkDown, LinkUp, Output, Propose, ReadIndex
-from node.testing.virtual.process import current_process
 from storage.ids import NodeId
 
 
@@ -104,8 +102,7 @@ class VirtualGroup(Group):
     def __init__(
         self, node_id: NodeId, voters: Sequence[NodeId], store: Any, machine: Any, transport: Any, **options: Any
     ) -> None:
-        dice = random.Random(current_process().dice.random())  # noqa: S311 - a simulation
-        super().__init__(node_id, voters, store, machine, transport, rng=dice, **options)
+        super().__init__(node_id, voters, store, machine, transport, **options)
         real = self._driver
         self._driver = VirtualDriver(
             node_id,
@@ -116,5 +113,4 @@ class VirtualGroup(Group):
             real._on_frames,
             real._on_output,
             real._on_failure,
-            dice,
         )

@@ -26,13 +26,7 @@ from node.testing.virtual.workshop import VirtualWorkshop
 
 
 class VirtualLinks(Mesh):
-    """With dice of the seed, and without streams, which are for another thread."""
-
-    def __init__(
-        self, settings: Any, identity: Any, instance_id: Any, secrets: Any, founding: Any, log: Any, **options: Any
-    ) -> None:
-        options.setdefault("rng", current_process().dice)
-        super().__init__(settings, identity, instance_id, secrets, founding, log, **options)
+    """Without streams, which are for another thread."""
 
     def start_streams(self, on_stream: OnStream) -> None:
         """Frames take the links."""

@@ -36,7 +36,6 @@ class Process(Life):
     def __init__(self, machine: "Machine") -> None:
         super().__init__()
         self.machine = machine
-        self.dice = random.Random(machine.dice.random())  # noqa: S311 - a simulation
         self.node: Node | None = None
         self._stopping = asyncio.Event()
         self._pids = 0

@@ -36,6 +36,12 @@ def virtual_time(
     def wall_ns() -> int:
         return int(wall() * 1e9)
 
+    class Dice(random.Random):
+        """Drawn of the seed where the system would give one."""
+
+        def __init__(self, seed: Any = None) -> None:
+            super().__init__(int.from_bytes(random_bytes(8)) if seed is None else seed)
+
     def note(logger: object, level: str, event: Any) -> Any:
         if on_log is not None:
             on_log(CURRENT.get(), level, event)
@@ -54,6 +60,7 @@ def virtual_time(
             mock.patch.object(time, "time_ns", wall_ns),
             mock.patch.object(os, "urandom", random_bytes),
             mock.patch.object(random, "_urandom", random_bytes),
+            mock.patch.object(random, "Random", Dice),
         ):
             yield
     finally:

@@ -1,33 +1,38 @@
-"""How fresh reads are, over three real nodes."""
+"""How fresh reads are, over three nodes."""
 
 from typing import Any
 
-from node.testing import Daemon, LocalMesh
+import pytest
+
+from node.testing import MeshUnderTest
+from node.testing.harness import NodeUnderTest
+
+pytestmark = pytest.mark.meshnode(mode="both")
 
 ECHO = [{"ritual": "echo", "task": "hello"}]
 
 
-def listing(daemon: Daemon, query: str) -> Any:
-    return daemon.call("GET", f"/v1/sessions?{query}")
+def listing(node: NodeUnderTest, query: str) -> Any:
+    return node.call("GET", f"/v1/sessions?{query}")
 
 
-def test_what_one_node_has_answered_another_reads(mesh: LocalMesh) -> None:
+def test_what_one_node_has_answered_another_reads(mesh: MeshUnderTest) -> None:
     mesh.start()
     for round_ in range(3):
-        for writer in mesh.daemons:
+        for writer in mesh.nodes():
             written = mesh.submit(thought=f"round {round_}", branches=ECHO, on=writer)
-            for reader in mesh.daemons:
+            for reader in mesh.nodes():
                 for level in ("leader", "linearizable"):
                     answer = listing(mesh[reader], f"limit=1&level={level}").expect(200)
                     assert answer["as_of_index"] >= written["submit_index"]
                     assert answer["sessions"][0]["id"] == written["id"]
 
 
-def test_a_node_that_hears_nobody_knows_how_old_it_is(mesh: LocalMesh) -> None:
+def test_a_node_that_hears_nobody_knows_how_old_it_is(mesh: MeshUnderTest) -> None:
     leader = mesh.start()
     follower = mesh[mesh.followers()[0]]
     mesh.submit(thought="before", branches=ECHO, on=leader)
-    for name in mesh.daemons:
+    for name in mesh.nodes():
         if name != follower.name:
             mesh.pause(name)
     refused = mesh.wait(
@@ -39,13 +44,13 @@ def test_a_node_that_hears_nobody_knows_how_old_it_is(mesh: LocalMesh) -> None:
     stale = listing(follower, "level=stale").expect(200)
     assert stale["age_ms"] >= refused.body["age_ms"]
     assert listing(follower, "level=linearizable").body["code"] in ("no_leader", "timeout")
-    for name in mesh.daemons:
+    for name in mesh.nodes():
         mesh.resume(name)
     mesh.wait("it is fresh again", lambda: listing(follower, "max_age_ms=1000").status == 200)
     listing(follower, "level=linearizable").expect(200)
 
 
-def test_a_leader_that_was_stopped_keeps_no_reader_waiting(mesh: LocalMesh) -> None:
+def test_a_leader_that_was_stopped_keeps_no_reader_waiting(mesh: MeshUnderTest) -> None:
     """Its process is stopped, its links are up: whoever asked it asks the next one."""
     leader = mesh.start()
     follower = mesh[mesh.followers()[0]]
