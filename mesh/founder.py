@@ -56,6 +56,7 @@ class Founder:
         self._log = log
         self._inputs: asyncio.Queue[Input] = asyncio.Queue()  # bounded for messages below; links are few
         self._said = ""
+        self._linked = set[NodeId]()
         self.result: asyncio.Future[Founding] = asyncio.get_running_loop().create_future()
         self.dropped = 0
 
@@ -68,10 +69,14 @@ class Founder:
         return self._machine.record
 
     def link_up(self, peer: NodeId) -> None:
+        self._linked.add(peer)
         self._inputs.put_nowait(LinkUp(peer))
 
     def link_down(self, peer: NodeId) -> None:
-        self._inputs.put_nowait(LinkDown(peer))
+        """Of one whose link was told of; others are passed over."""
+        if peer in self._linked:
+            self._linked.discard(peer)
+            self._inputs.put_nowait(LinkDown(peer))
 
     def received(self, peer: NodeId, body: bytes) -> Message | None:
         """Queue a FOUNDING frame; returns what was in it."""

@@ -18,7 +18,7 @@ PROTOCOL_MAX: Final = 1
 STREAMS: Final = "streams"
 """Among a Hello's features: this node takes a second connection for Raft frames."""
 
-QUIET_CODES: Final = frozenset({"self", "duplicate", "stopping", "hung_up", "no_streams"})
+QUIET_CODES: Final = frozenset({"self", "duplicate", "stopping", "hung_up", "no_streams", "not_chosen"})
 """Refusals that are part of normal life: counted, not logged as warnings."""
 
 
@@ -49,6 +49,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     a version that accepts only one and does not say which."""
     is_renewal: bool = False
     """From the dialler: this connection takes the place of the one that it dialled before, under new trust."""
+    uplinks: tuple[int, int] | None = None
+    """Of a node that takes Leaf nodes: how many hang on it, and how many at most."""
 
 
 class StreamHello(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -29,6 +29,7 @@ from mesh.errors import IdentityError, MeshError
 from storage.ids import InstanceId, NodeId
 
 KEY_FILE = "node.key"
+_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class Identity:
 
     node_id: NodeId
     private_key: Ed25519PrivateKey
+
+    def sign(self, content: bytes) -> bytes:
+        """Proof that this node made `content`: whoever has it needs no link to it (`is_proven`)."""
+        return self.private_key.public_key().public_bytes_raw() + self.private_key.sign(content)
 
     @classmethod
     def generate(cls) -> "Identity":
@@ -83,6 +88,17 @@ def node_id_of(public_key: Ed25519PublicKey) -> NodeId:
     """The id of whoever holds the private half of `public_key`."""
     raw = public_key.public_bytes(Encoding.Raw, PublicFormat.Raw)
     return NodeId(base64.b32encode(hashlib.sha256(raw).digest()[:16]).decode("ascii").rstrip("=").lower())
+
+
+def is_proven(node_id: NodeId, proof: bytes, content: bytes) -> bool:
+    """Whether `proof` shows that `content` was made by the node of this id. Takes any bytes."""
+    raw, signature = proof[:_KEY_BYTES], proof[_KEY_BYTES:]
+    try:
+        key = Ed25519PublicKey.from_public_bytes(raw)
+        key.verify(signature, content)
+    except (ValueError, InvalidSignature):
+        return False
+    return node_id_of(key) == node_id
 
 
 def new_instance_id() -> InstanceId:

@@ -171,3 +171,19 @@ REMAKE_RETRY_S = 15.0
 
 SHUT_OUT_AFTER_S = 10.0
 """From the end of a secret to that of the links it admitted: a peer with the new one has made its link anew by then."""
+
+PARENTS_KNOWN_MAX = 64
+"""Candidates that a Leaf remembers: a handful is enough, and each costs a dial when nobody answers."""
+
+PARENTS_PROBED_AT_ONCE = 3
+"""Asked at the same time by a Leaf without a parent: enough to compare, and a hundred orphans make 300 handshakes."""
+
+PARENT_RETRY_FIRST_S = 0.2
+PARENT_RETRY_MAX_S = 10.0
+"""Before a candidate that did not answer, or refused, is asked again; doubled each time."""
+
+LEAVES_PER_DOUBLING = 8
+"""Leaf nodes that weigh as much as a way twice as long: an uplink costs its parent little."""
+
+MOVES_AT_ONCE_MAX = 4
+"""Leaf nodes that a parent sends elsewhere at a time: each registers anew, and none of its work is touched."""

@@ -32,6 +32,7 @@ from mesh.refusals import Refusals
 from mesh.secrets import Secrets
 from mesh.settings import MeshSettings, PeerStatus
 from mesh.supervise import Logger, Supervisor
+from mesh.tiers import LEAF
 from mesh.trust import Trust
 from storage.ids import InstanceId, MeshId, NodeId
 
@@ -65,6 +66,8 @@ class Mesh:
         self.on_raft: Callable[[NodeId, bytes], None] = lambda peer, payload: None
         self.on_notice: Callable[[NodeId, str, bytes], None] = lambda peer, topic, payload: None
         self.on_link_up: Callable[[PeerHello], None] = lambda hello: None
+        self.uplinks: Callable[[], tuple[int, int] | None] = lambda: None
+        """How many Leaf nodes hang on this one, and how many may."""
         self.on_link_down: Callable[[NodeId, str, bool], None] = lambda peer, reason, closed_by_peer: None
         self.on_suspicion: Callable[[NodeId, bool], None] = lambda peer, is_suspect: None
         self.on_doubt: Callable[[], None] = lambda: None
@@ -180,6 +183,15 @@ class Mesh:
         link = self._manager.links.get(peer)
         return None if link is None else link.hello
 
+    def addresses_for(self, peer: NodeId, listener: NodeId) -> tuple[str, ...]:
+        """Where a linked `listener` may reach `peer`; what only means something on this machine is left out."""
+        return self._manager.addresses_for(peer, listener)
+
+    def close_link(self, peer: NodeId, code: str, message: str) -> None:
+        """End a link, and say why."""
+        if (link := self._manager.links.get(peer)) is not None:
+            link.close(code, Refuse(code, message))
+
     def is_doubting(self) -> bool:
         """Whether this node was too unwell lately to accuse others: its loop lagged, or it was stalled."""
         return self._manager.liveness.is_doubting(asyncio.get_running_loop().time())
@@ -290,6 +302,7 @@ class Mesh:
             former=() if record is None else record.former,
             features=(STREAMS,),
             secrets=self._keeper.trust.accepted,
+            uplinks=self.uplinks(),
         )
 
     def _status(self, peer: NodeId) -> PeerStatus:
@@ -343,13 +356,13 @@ class Mesh:
                 self._manager.refuse_link(peer, refuse)
 
     def _link_up(self, hello: Hello) -> None:
-        if self._founder is not None:
+        if self._founder is not None and hello.tier != LEAF:
             self._founder.link_up(hello.node_id)
         self._guarded("on_link_up", lambda: self.on_link_up(hello))
 
     def _link_down(self, peer: NodeId, reason: str, closed_by_peer: bool) -> None:
         if self._founder is not None:
-            self._founder.link_down(peer)
+            self._founder.link_down(peer)  # passed over if it was no founder's
         self._guarded("on_link_down", lambda: self.on_link_down(peer, reason, closed_by_peer))
 
     def _guarded(self, what: str, call: Callable[[], None]) -> None:

@@ -7,11 +7,6 @@ Stop (SIGTERM, Ctrl-C), within `STOP_S`: no new work - drain - hand leadership o
 
 import asyncio
 import contextlib
-import gc
-import os
-import signal
-import sys
-import threading
 from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +15,7 @@ import structlog
 
 from consensus.changes import CHANGE
 from consensus.courier import PROPOSE, READ_INDEX
-from consensus.errors import ConsensusError, UpgradeRequired
+from consensus.errors import UpgradeRequired
 from consensus.group import Group
 from consensus.state import queries
 from consensus.state.commands import Outcome, RegisterMember
@@ -29,15 +24,18 @@ from mesh.handshake import Hello
 from mesh.identity import Identity, new_instance_id
 from mesh.mesh import Mesh
 from mesh.secrets import Secrets
-from node import __version__
+from mesh.tiers import LEAF
+from node import __version__, process
 from node.backups import Backups
+from node.common import executor_settings, mesh_settings, named_rituals
 from node.config import Config, join_host_port
 from node.disk import DiskWatch
 from node.executor.executor import Executor
-from node.http.guard import HttpConfigError
+from node.http.inward import Inward
 from node.live import TOPIC as LIVE_TOPIC
 from node.live import LiveBoard
 from node.lookout import Lookout
+from node.process import STOP_S
 from node.rituals.registry import Registry
 from node.scheduler.testimony import TOPIC as TESTIMONY_TOPIC
 from node.service.ports import NodeFacts
@@ -45,12 +43,10 @@ from node.service.service import NodeService
 from node.service.times import now_ms
 from node.share import Share
 from node.snapshots import METHOD as SNAPSHOT
+from node.uplinks.proxy import Proxy
 from node.wiring import (
     FoundingRecords,
-    executor_settings,
     http_server,
-    mesh_settings,
-    named_rituals,
     open_store,
     registration,
     voting_policy,
@@ -60,88 +56,19 @@ from storage.errors import DiskFull, StorageError
 from storage.ids import NodeId
 from storage.space import Space
 
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_CANNOT_START = 2
-
-STOP_S = 5.0
-"""From signal to exit. Service managers kill after 10 to 90 s; a person waits about this long."""
-
-LAST_RESORT_S = 10.0
-"""From signal to exit whatever happens (a disk that hangs): everything is crash-safe, so the process just ends."""
-
 DRAIN_S = 2.0
 """Of that, for running rituals to finish; what is still running then is handed back and goes on elsewhere."""
 
 HAND_OVER_S = 1.0
 """For another node to take leadership."""
 
-THREAD_SWITCH_S = 0.0005
-"""How long one thread keeps the interpreter while the other waits. The default of 5 ms would be added to a commit
-whenever the loop and the replica thread meet."""
-
-COLLECT_AFTER = (20_000, 20, 20)
-"""New objects that live before cycles among them are looked for, and so many such looks before one at older objects.
-Nearly all is freed without it; the default of 700 is met by every other HTTP request and costs it a tenth or more."""
 
 log = structlog.get_logger()
 
 
 def run(config: Config) -> int:
-    """Runs the daemon until SIGTERM or SIGINT; answers the exit code: 0 stopped as asked, 1 failed while running,
-    2 could not start."""
-    sys.setswitchinterval(THREAD_SWITCH_S)
-    try:
-        asyncio.run(_serve(config))
-    except (MeshError, StorageError, HttpConfigError, ConsensusError, OSError) as error:
-        log.error("cannot_run", reason=str(error), code=getattr(error, "code", type(error).__name__))
-        return EXIT_CANNOT_START
-    except Failed as error:
-        log.error("failed", reason=str(error), exc_info=error.__cause__)
-        return EXIT_FAILED
-    return EXIT_OK
-
-
-async def _serve(config: Config) -> None:
-    stopping = asyncio.Event()
-    last_resort = threading.Timer(LAST_RESORT_S, _end_now)
-    last_resort.daemon = True
-
-    def stop() -> None:
-        if stopping.is_set():
-            _end_now()  # asked twice: somebody is in a hurry
-        stopping.set()
-        last_resort.start()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    async with Node(config) as node:
-        loop.add_signal_handler(signal.SIGHUP, node.mesh.look_at_secrets)
-        gc.set_threshold(*COLLECT_AFTER)
-        gc.freeze()  # what start-up made stays: no need to look at it again in every collection
-        asked = asyncio.create_task(stopping.wait())
-        failed = asyncio.create_task(node.wait_failed())
-        await asyncio.wait({asked, failed}, return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        log.info("stopping")
-        failure = failed.exception() if failed.done() else None
-        failed.cancel()
-    last_resort.cancel()
-    if failure is not None:
-        raise Failed(str(failure)) from failure
-    if node.withdrawn is not None:
-        raise Failed(node.withdrawn)
-    log.info("stopped")
-
-
-def _end_now() -> None:
-    log.error("stopped_at_once", reason="the daemon did not stop in time, or was asked twice; nothing accepted is lost")
-    os._exit(EXIT_FAILED)
-
-
-class Failed(Exception):
-    """Something went wrong while running that this daemon could not go on without; the cause says what."""
+    """See `node.process.run`."""
+    return process.run(lambda: Node(config))
 
 
 class Node:
@@ -153,6 +80,8 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] | None = None
         self._serving = asyncio.Event()
+        self._leaves: set[NodeId] = set()
+        """To whom there is a link; all else about them is the share's."""
         self._share: Share | None = None
         self._is_stopping = False
         self.withdrawn: str | None = None
@@ -224,12 +153,16 @@ class Node:
             now_ms=now_ms,
         )
         self.http = http_server(config, self.service)
+        self.inward = Inward(self.service)
+        self._proxy = Proxy(self.mesh, self.inward.connect, self._has_leaf)
         await self.mesh.start()
         self._exits.push_async_callback(self.mesh.stop)
         await self.executor.start()
         self._exits.push_async_callback(self.executor.stop)
         host, port = await self.http.start()
         self._exits.push_async_callback(self.http.stop)
+        await self.inward.start()
+        self._exits.push_async_callback(self.inward.stop)
         self._exits.push_async_callback(self.service.stop)
         log.info("started", node=config.node.name, id=self.node_id, http=f"http://{join_host_port(host, port)}/")
         self.own("disk watch", self.disk.run())
@@ -261,6 +194,9 @@ class Node:
         """Returns when this node is a registered member of a founded mesh."""
         await self._serving.wait()
 
+    def look_at_secrets(self) -> None:
+        self.mesh.look_at_secrets()
+
     async def wait_failed(self) -> None:
         """Raises when something failed that this daemon cannot go on without."""
         assert self._failure is not None
@@ -280,6 +216,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if share is not None:
             share.snapshots.stop()
+            share.parent.stop()
             await share.group.stop()
         await self._exits.aclose()
 
@@ -306,12 +243,26 @@ class Node:
         elif topic == TESTIMONY_TOPIC:
             self.lookout.receive(peer, payload)
 
+    def _has_leaf(self, peer: NodeId) -> bool:
+        return self._share is not None and self._share.parent.has(peer)
+
     def _on_link_up(self, peer: Hello) -> None:
+        if peer.tier == LEAF:
+            self._leaves.add(peer.node_id)
+            if self._share is not None:
+                self._share.parent.link_up(peer)
+            return
         self.lookout.link_up(peer.node_id, peer.instance_id)
         if self._share is not None:
             self._share.group.on_link_up(peer.node_id)
 
     def _on_link_down(self, peer: NodeId, reason: str, closed_by_peer: bool) -> None:
+        if peer in self._leaves:
+            self._leaves.discard(peer)
+            self._proxy.link_down(peer)
+            if self._share is not None:
+                self._share.parent.link_down(peer)
+            return
         self.lookout.link_down(peer, reason, closed_by_peer=closed_by_peer)
         if self._share is not None:
             self._share.group.on_link_down(peer, closed_by_peer)

@@ -333,13 +333,15 @@ def _check_combinations(config: Config, origin: Mapping[tuple[str, str], str]) -
             f"{mesh.bind!r} without [mesh] secret_file",
             "a loopback address, or a secret_file made by `meshnode secret new`",
         )
-    if mesh.bootstrap_expect > 1 and not mesh.zeroconf and not mesh.seeds:
+    if config.node.tier != "leaf" and mesh.bootstrap_expect > 1 and not mesh.zeroconf and not mesh.seeds:
         refuse(
             "mesh",
             "zeroconf" if ("mesh", "bootstrap_expect") not in origin else "bootstrap_expect",
             f"bootstrap_expect = {mesh.bootstrap_expect} with zeroconf = false and no seeds: nobody could be found",
             "bootstrap_expect = 1, zeroconf = true, or at least one of seeds",
         )
+    if config.node.tier == "leaf" and not mesh.zeroconf and not mesh.seeds:
+        refuse("mesh", "zeroconf", "false and no seeds: no parent could be found", "true, or at least one of seeds")
     if not is_loopback(http.bind) and not http.token_file and not http.allow_unauthenticated:
         refuse(
             "http",

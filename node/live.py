@@ -52,33 +52,35 @@ class LiveBoard:
     node that the replicated state names as executing an attempt is believed about it."""
 
     def __init__(self, node_id: NodeId, broadcast: Callable[[str, bytes], None]) -> None:
+        self.parent_of: Callable[[NodeId], NodeId | None] = lambda node_id: None
+        """Of a Leaf: who passes its news on."""
         self._node_id = node_id
-        self._broadcast = broadcast
+        self._sharing = Sharing(broadcast)
         self._states: OrderedDict[tuple[SessionId, int], LiveState] = OrderedDict()
         self._assigned: OrderedDict[tuple[SessionId, int], tuple[int, NodeId]] = OrderedDict()
         self.refused = 0
-        self._unshared: list[LiveUpdate] = []
-        self._woken = asyncio.Event()
 
     def get(self, session_id: SessionId, branch_index: int) -> LiveState | None:
         return self._states.get((session_id, branch_index))
 
     def publish(self, update: LiveUpdate) -> None:
         """A branch that executes here has said something."""
-        self._merge(self._node_id, update)
-        if len(self._unshared) < 10 * UPDATES_PER_NOTICE_MAX:  # more than that in a period: shed, it is only news
-            self._unshared.append(update)
-            self._woken.set()
+        if self._merge(self._node_id, update):
+            self._sharing.add(update)
 
     def receive(self, peer: NodeId, payload: bytes) -> None:
-        """A notice of another node. What cannot be read or is not its to tell is counted in `refused`."""
+        """A notice of another node. What cannot be read or is not its to tell is counted in `refused`. That of a Leaf
+        is passed on by its parent."""
         try:
             updates = codec.decode(payload, list[LiveUpdate], NOTICE_BYTES_MAX * 4)
         except CodecError:
             self.refused += 1
             return
         for update in updates[:UPDATES_PER_NOTICE_MAX]:
-            self._merge(peer, update)
+            is_passed_on = update.node_id != peer and self.parent_of(update.node_id) == peer
+            is_believed = self._merge(update.node_id if is_passed_on else peer, update)
+            if is_believed and not is_passed_on and self.parent_of(peer) == self._node_id:
+                self._sharing.add(update)
 
     def on_events(self, events: Iterable[Numbered]) -> None:
         """A new attempt starts with a clean slate; a finished branch is complete."""
@@ -103,28 +105,14 @@ class LiveBoard:
 
     async def run(self) -> None:
         """Shares what happened here with the other nodes, until cancelled."""
-        while True:
-            await self._woken.wait()
-            self._woken.clear()
-            unshared, self._unshared = self._unshared, []
-            for start in range(0, len(unshared), UPDATES_PER_NOTICE_MAX):
-                self._share(unshared[start : start + UPDATES_PER_NOTICE_MAX])
-            await asyncio.sleep(SHARE_PERIOD_S)
+        await self._sharing.run()
 
-    def _share(self, updates: list[LiveUpdate]) -> None:
-        payload = codec.encode(updates)
-        if len(payload) <= NOTICE_BYTES_MAX or len(updates) == 1:
-            self._broadcast(TOPIC, payload)
-        else:
-            middle = len(updates) // 2
-            self._share(updates[:middle])
-            self._share(updates[middle:])
-
-    def _merge(self, node_id: NodeId, update: LiveUpdate) -> None:
+    def _merge(self, node_id: NodeId, update: LiveUpdate) -> bool:
+        """Whether it is believed."""
         key = (update.session_id, update.branch_index)
         if self._assigned.get(key) != (update.attempt, node_id):
             self.refused += 1
-            return
+            return False
         state = self._states.get(key)
         if state is None or state.attempt != update.attempt:
             state = self._states[key] = LiveState(node_id=node_id, attempt=update.attempt, lines=[])
@@ -136,6 +124,40 @@ class LiveBoard:
         self._states.move_to_end(key)
         while len(self._states) > BRANCHES_MAX:
             self._states.popitem(last=False)
+        return True
+
+
+class Sharing:
+    """Gathers updates and sends them a few times a second, in notices of bounded size."""
+
+    def __init__(self, send: Callable[[str, bytes], None]) -> None:
+        self._send = send
+        self._unshared: list[LiveUpdate] = []
+        self._woken = asyncio.Event()
+
+    def add(self, update: LiveUpdate) -> None:
+        if len(self._unshared) < 10 * UPDATES_PER_NOTICE_MAX:  # more than that in a period: shed, it is only news
+            self._unshared.append(update)
+            self._woken.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            unshared, self._unshared = self._unshared, []
+            for start in range(0, len(unshared), UPDATES_PER_NOTICE_MAX):
+                self._share(unshared[start : start + UPDATES_PER_NOTICE_MAX])
+            await asyncio.sleep(SHARE_PERIOD_S)
+
+    def _share(self, updates: list[LiveUpdate]) -> None:
+        payload = codec.encode(updates)
+        if len(payload) <= NOTICE_BYTES_MAX or len(updates) == 1:
+            self._send(TOPIC, payload)
+        else:
+            middle = len(updates) // 2
+            self._share(updates[:middle])
+            self._share(updates[middle:])
 
 
 def _tail(lines: list[str], more: Sequence[str]) -> list[str]:

@@ -29,8 +29,8 @@ class NodeSettings(Section, frozen=True, kw_only=True):
         Tier,
         Meta(
             description="`core` founds the mesh, votes, stores and executes. `edge` does the same but never votes: "
-            "as many as you like, they keep a full replica near the work. `leaf` comes in a later version: `--check` "
-            "accepts it, and starting it says so."
+            "as many as you like, they keep a full replica near the work. `leaf` dials one of "
+            "these, holds no replica, and executes: for small machines and behind NAT."
         ),
     ] = "core"
     data_dir: Annotated[

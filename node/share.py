@@ -32,6 +32,7 @@ from node.service.ports import NodeFacts
 from node.service.times import now_ms
 from node.snapshots import Snapshots, Workshop
 from node.steward import Steward
+from node.uplinks.parent import Parent
 from node.work import Assignments, Places, Reporter
 from storage.environment import Environment
 from storage.errors import StorageError
@@ -98,7 +99,14 @@ class Share:
         self.reporter = Reporter(self.group, self.places, now_ms)
         self.dispatcher = Dispatcher(node.node_id, self.group, node.lookout.outlook, now_ms)
         self._live = node.live
-        self._assignments = Assignments(node.node_id, node.facts.instance_id, self.group, node.executor, node.own)
+        self._assignments = Assignments(self.group, node.own)
+        self._assignments.serve(node.node_id, node.facts.instance_id, node.executor)
+        self.parent = Parent(
+            node.facts, node.mesh, self.group, self._assignments, self.reporter,
+            lambda: self.group.status().leader, self._takes_no_leaf, now_ms,
+        )  # fmt: skip
+        node.mesh.uplinks = self.parent.capacity
+        node.live.parent_of = self._parent_of
         self.snapshots = Snapshots(node.node_id, self.group, node.mesh.request, node.workshop)
         self._lookout = node.lookout
         self.changes = Changes(self.group, node.mesh, self._may_join, lambda peer: peer not in self._unfit())
@@ -120,6 +128,7 @@ class Share:
         yield "check of rows", self.snapshots.check()
         yield "give way", self._give_way()
         yield "steward", self.steward.run()
+        yield "uplinks", self.parent.run()
 
     async def register(self, command: Callable[[], RegisterMember]) -> None:
         """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
@@ -158,6 +167,19 @@ class Share:
                 await self.group.transfer_leadership()
                 await asyncio.sleep(GIVE_WAY_AGAIN_S)
 
+    def _takes_no_leaf(self) -> str:
+        """Why; empty if it does."""
+        status = self.group.status()
+        return "quarantined" if status.is_quarantined else "removed" if status.is_removed else ""
+
+    def _parent_of(self, node_id: NodeId) -> NodeId | None:
+        try:
+            with self.group.read() as txn:
+                member = queries.get_member(txn, node_id)
+        except (ConsensusError, StorageError):
+            return None
+        return None if member is None else member.parent
+
     def _may_join(self, peer: NodeId) -> bool:
         hello = self._hello_of(peer)
         return hello is not None and holds_replica(hello.tier)
@@ -178,6 +200,7 @@ class Share:
     def _on_events(self, events: list[Numbered]) -> None:
         self._live.on_events(events)
         self._assignments.on_events(events)
+        self.parent.on_events(events)
         self.dispatcher.wake()
 
     def _on_installed(self) -> None:

@@ -9,15 +9,12 @@ from consensus.autopilot import Policy
 from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import tables
 from consensus.state.commands import RegisterMember
-from consensus.state.rows import RitualOffer
 from consensus.state.versions import labelled
 from mesh.proposals import FoundingRecord
-from mesh.settings import MeshSettings
 from node import __version__
 from node.backups import DIRECTORY as BACKUP_DIRECTORY
+from node.common import http_token, ritual_offers
 from node.config import Config, join_host_port
-from node.executor.work import ExecutorSettings
-from node.http.guard import load_token
 from node.http.server import HttpServer
 from node.rituals.registry import Registry
 from node.service.ports import NodeFacts
@@ -25,7 +22,6 @@ from node.service.service import NodeService
 from node.service.times import now_ms
 from storage import codec
 from storage.environment import Environment
-from storage.ids import NodeId
 from storage.meta import FORMAT
 from storage.migration import Migration, migrate
 from storage.transactions import Store, Transaction
@@ -79,43 +75,9 @@ def migrate_rows(store: Environment, number: int) -> None:
     migrate(store, FORMAT, MIGRATIONS)
 
 
-def mesh_settings(config: Config) -> MeshSettings:
-    return MeshSettings(
-        mesh_name=config.mesh.name,
-        node_name=config.node.name,
-        data_dir=config.data_dir,
-        tier=config.node.tier,
-        bind_host=config.mesh_bind,
-        port=config.mesh.port,
-        advertise=config.mesh.advertise,
-        http_address=join_host_port(config.http.bind, config.http.port),
-        bootstrap_expect=config.mesh.bootstrap_expect,
-        seeds=config.mesh.seeds,
-        zeroconf=config.mesh.zeroconf,
-        interfaces=config.mesh.interfaces,
-        software=__version__,
-        secret_file=config.secret_file,
-    )
-
-
 def voting_policy(config: Config) -> Policy:
     mesh = config.mesh
     return Policy(voters_wanted=mesh.voters_wanted or mesh.bootstrap_expect, grace_s=mesh.voter_grace_s)
-
-
-def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:
-    return ExecutorSettings(
-        node_id=node_id,
-        slots=config.slots,
-        async_slots=config.execution.async_slots,
-        memory_bytes_max=config.execution.memory_mb_max << 20,
-        scratch_directory=config.data_dir / "scratch",
-    )
-
-
-def named_rituals(config: Config) -> dict[str, str]:
-    """Name -> `module:function`, of those that the configuration names."""
-    return {target.rpartition(":")[2]: target for target in config.execution.rituals}
 
 
 def http_server(config: Config, service: NodeService) -> HttpServer:
@@ -123,7 +85,7 @@ def http_server(config: Config, service: NodeService) -> HttpServer:
         service,
         bind=config.http.bind,
         port=config.http.port,
-        token=load_token(config.token_file) if config.token_file is not None else None,
+        token=http_token(config),
         allow_unauthenticated=config.http.allow_unauthenticated,
     )
 
@@ -138,7 +100,7 @@ def registration(config: Config, facts: NodeFacts, registry: Registry, *, takes_
         http_address=join_host_port(config.http.bind, config.http.port),
         slots=config.slots if takes_work else 0,
         async_slots=config.execution.async_slots if takes_work else 0,
-        rituals={name: RitualOffer(version=ritual.version, kind=ritual.kind) for name, ritual in registry.items()},
+        rituals=ritual_offers(registry),
         software=labelled(__version__),
         at_ms=now_ms(),
     )

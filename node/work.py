@@ -1,9 +1,9 @@
-"""Does this node's share of the work: what the replicated state assigns to this instance goes to the executor, what the
-executor answers is recorded in the replicated state.
+"""Does this node's share of the work, and that of the Leaf nodes that hang on it: what the replicated state assigns to
+one of these instances goes to its executor, what the executor answers is recorded in the replicated state.
 
 Rules:
 - an assignment is taken from an applied event, never from a message: it is durable before it starts.
-- only assignments of this very instance are executed; those of an earlier start were requeued when it registered.
+- only assignments of a very instance are executed; those of an earlier start were requeued when it registered.
 - an outcome is kept until the state machine has answered it, over leader changes and lost majorities. Repeating it is
   harmless: a recorded attempt is skipped, a superseded one is kept as evidence.
 """
@@ -22,7 +22,7 @@ from consensus.state import queries
 from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Offer, Outcome, Refused
 from consensus.state.events import BranchAssigned, BranchCancelled, BranchRequeued, Numbered
 from consensus.state.rows import Branch, Failure, Lease, RitualKind, Session
-from node.executor.work import BranchInput, Work
+from node.executor.work import AttemptKey, BranchInput, Work
 from node.scheduler.policy import LEASE_GRACE_MS
 from storage import codec
 from storage.errors import StorageError
@@ -61,12 +61,16 @@ class Consensus(Protocol):
     async def propose(self, command: AnyCommand, deadline_s: float = ...) -> Answer: ...
 
 
-class Executor(Protocol):
-    """What is needed of `node.executor.Executor`."""
+class Executing(Protocol):
+    """Who executes what is assigned to an instance: the executor of this node, or the uplink of a Leaf."""
 
     def submit(self, work: Work) -> None: ...
 
     def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> object: ...
+
+
+class Executor(Executing, Protocol):
+    """What is needed of `node.executor.Executor`."""
 
     def has_room(self, kind: RitualKind) -> bool: ...
 
@@ -98,41 +102,44 @@ class Places:
 class Assignments:
     """Starts and stops executions as the events of the replicated state say. `own` takes over a task."""
 
-    def __init__(
-        self,
-        node_id: NodeId,
-        instance_id: InstanceId,
-        consensus: Consensus,
-        executor: Executor,
-        own: Callable[[str, Coroutine[Any, Any, None]], None],
-    ) -> None:
-        self._node_id = node_id
-        self._instance_id = instance_id
+    def __init__(self, consensus: Consensus, own: Callable[[str, Coroutine[Any, Any, None]], None]) -> None:
         self._consensus = consensus
-        self._executor = executor
         self._own = own
+        self._executors: dict[InstanceId, Executing] = {}
+        self._instances: dict[NodeId, InstanceId] = {}
         self._preparing: set[tuple[SessionId, int, int]] = set()
         """Consolidations whose inputs are being read."""
         self._readers = asyncio.Semaphore(PREPARING_MAX)
+
+    def serve(self, node_id: NodeId, instance_id: InstanceId, executor: Executing) -> None:
+        """From now on. Call it before the instance registers; what it has already is told by `start_leased`."""
+        self.leave(node_id)
+        self._executors[instance_id] = executor
+        self._instances[node_id] = instance_id
+
+    def leave(self, node_id: NodeId) -> None:
+        """Nothing of this node is started or stopped from here any more."""
+        self._executors.pop(self._instances.pop(node_id, InstanceId("")), None)
 
     def on_events(self, events: Iterable[Numbered]) -> None:
         """To be called with every applied event, in order."""
         assigned = []
         for numbered in events:
             match numbered.event:
-                case BranchAssigned() as event if event.instance_id == self._instance_id:
+                case BranchAssigned() as event if event.instance_id in self._executors:
                     assigned.append(event)
-                case BranchRequeued() | BranchCancelled() as event if event.node_id == self._node_id:
+                case BranchRequeued() | BranchCancelled() as event if event.node_id in self._instances:
                     self._preparing.discard((event.session_id, event.branch_index, event.attempt))
-                    self._executor.cancel(event.session_id, event.branch_index, event.attempt)
+                    executor = self._executors[self._instances[event.node_id]]
+                    executor.cancel(event.session_id, event.branch_index, event.attempt)
                 case _:
                     pass
         if assigned:
             self._start(assigned)
 
     def start_leased(self, leases: Iterable[Lease]) -> None:
-        """Those of this instance; the executor ignores what it has been given before."""
-        mine = [lease for lease in leases if lease.instance_id == self._instance_id]
+        """Those of the instances served; an executor ignores what it has been given before."""
+        mine = [lease for lease in leases if lease.instance_id in self._executors]
         if mine:
             self._start(mine)
 
@@ -148,14 +155,15 @@ class Assignments:
                     continue
                 if branch.status != "processing":
                     continue
+                executor = self._executors[event.instance_id]
                 if branch.role == "branch":
-                    self._executor.submit(_work(session, branch, None))
+                    executor.submit(_work(session, branch, None))
                 elif session.total_branches <= INLINE_BRANCHES_MAX:
-                    self._executor.submit(_work(session, branch, branch_inputs(txn, session.id)))
+                    executor.submit(_work(session, branch, branch_inputs(txn, session.id)))
                 else:
-                    self._own("consolidation inputs", self._prepare(session, branch))
+                    self._own("consolidation inputs", self._prepare(session, branch, executor))
 
-    async def _prepare(self, session: Session, branch: Branch) -> None:
+    async def _prepare(self, session: Session, branch: Branch, executor: Executing) -> None:
         """Reads the inputs of a large consolidation on another thread: they may take seconds."""
         key = (branch.session_id, branch.branch_index, branch.attempt)
         self._preparing.add(key)
@@ -168,7 +176,7 @@ class Assignments:
             return  # the lease runs out, and another node takes over
         if key in self._preparing:
             self._preparing.discard(key)
-            self._executor.submit(_work(session, branch, inputs))
+            executor.submit(_work(session, branch, inputs))
 
     def _read_inputs(self, session_id: SessionId) -> list[BranchInput]:
         with self._consensus.read() as txn:
@@ -210,6 +218,10 @@ def branch_inputs(txn: Transaction, session_id: SessionId) -> list[BranchInput]:
     ]
 
 
+def _key(outcome: Outcome) -> AttemptKey:
+    return AttemptKey(outcome.session_id, outcome.branch_index, outcome.attempt)
+
+
 class Reporter:
     """Records outcomes in batches: while one batch is being committed the next one gathers."""
 
@@ -217,12 +229,16 @@ class Reporter:
         self._consensus = consensus
         self._places = places
         self._now_ms = now_ms
-        self._waiting: deque[Outcome] = deque()  # bounded by the executor: one outcome a lease
+        self._waiting: deque[Outcome] = deque()  # bounded by the executors: one outcome a lease
+        self._answered: dict[AttemptKey, list[Callable[[], None]]] = {}
         self._woken = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, answered: Callable[[], None] | None = None) -> None:
+        """`answered` is called when the state machine has answered: the outcome is recorded, or never will be."""
+        if answered is not None:
+            self._answered.setdefault(_key(outcome), []).append(answered)
         self._waiting.append(outcome)
         self._idle.clear()
         self._woken.set()
@@ -237,7 +253,11 @@ class Reporter:
             await self._woken.wait()
             self._woken.clear()
             while self._waiting:
-                await self._record(self._take())
+                batch = self._take()
+                await self._record(batch)
+                for outcome in batch if self._answered else ():
+                    for answered in self._answered.pop(_key(outcome), ()):
+                        answered()
             self._idle.set()
 
     def _take(self) -> list[Outcome]:

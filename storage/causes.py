@@ -4,8 +4,6 @@ import errno
 import os
 from pathlib import Path
 
-import lmdb
-
 from storage.errors import DiskFailed, DiskFull, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -13,9 +11,9 @@ FAILED = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV)
 """The disk does not write any more, or not what it is told."""
 
 
-def errno_of(error: lmdb.Error) -> int:
-    """py-lmdb before 1.7 keeps the number only in the text ("mdb_txn_commit: No space left on device")."""
-    code = getattr(error, "code", 0)
+def errno_of(error: Exception) -> int:
+    """Of LMDB. Before 1.7 py-lmdb keeps the number only in the text ("mdb_txn_commit: No space left on device")."""
+    code: object = getattr(error, "code", 0)
     if isinstance(code, int) and code:
         return code
     text = str(error)

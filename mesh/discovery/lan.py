@@ -46,7 +46,9 @@ class LanUser(Protocol):
 class LanDiscovery:
     """One announcement and one browser, on the chosen interfaces, renewed when addresses change."""
 
-    def __init__(self, user: LanUser, log: Logger) -> None:
+    def __init__(self, user: LanUser, log: Logger, *, announces: bool = True) -> None:
+        """`announces`: otherwise it only looks."""
+        self._announces = announces
         self._user = user
         self._log = log
         self._tasks = Supervisor(log)
@@ -101,8 +103,10 @@ class LanDiscovery:
         if not addresses:
             await self._close()
             return
-        if self._zeroconf is not None and self._info is not None:
+        if self._zeroconf is not None:
             await self._zeroconf.zeroconf.async_update_interfaces(addresses)
+            if not self._announces:
+                return
             self._info = self._make_info(addresses)
             sent = await self._zeroconf.async_update_service(self._info)
         else:
@@ -112,6 +116,8 @@ class LanDiscovery:
             self._browser = AsyncServiceBrowser(
                 self._zeroconf.zeroconf, SERVICE_TYPE, handlers=[self._heard], question_type=DNSQuestionType.QM
             )
+            if not self._announces:
+                return
             self._info = self._make_info(addresses)
             sent = await self._zeroconf.async_register_service(self._info, cooperating_responders=True)
         self._tasks.spawn(_wait_for(sent), "mesh announce")  # three announcements over a second: not worth waiting for

@@ -36,11 +36,12 @@ from mesh.links.tls import TlsConnection
 from mesh.liveness import Liveness
 from mesh.refusals import Refusals
 from mesh.supervise import Logger, Supervisor
+from mesh.tiers import LEAF
 from mesh.trust import Trust, admit, peer_node_id
 from storage.ids import InstanceId, NodeId
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named in Python 3.12; 25 is Linux's number
-_ORDINARY_ENDS = frozenset({"closed_by_peer", "stopping", "duplicate", "replaced", "silent"})
+_ORDINARY_ENDS = frozenset({"closed_by_peer", "stopping", "duplicate", "replaced", "silent", "not_chosen"})
 _STOP_S = 2.0  # a link flushes for one second at most
 _WRONG_SECRET = (
     "CERTIFICATE_VERIFY_FAILED",
@@ -77,7 +78,10 @@ class LinkManager:
         log: Logger,
         rng: random.Random,
         clock: Callable[[], float],
+        *,
+        keeps_links: bool = True,
     ) -> None:
+        """`keeps_links`: everybody who is known is dialled, again and again. Otherwise only `dial` does."""
         self.own = own
         self.links: dict[NodeId, Link] = {}
         self.book = AddressBook(own)
@@ -91,6 +95,7 @@ class LinkManager:
         self._log = log
         self._clock = clock
         self._heartbeat = Heartbeat(self.links, self.liveness, user)
+        self._keeps_links = keeps_links
         self._remaking = Remaking(self.links, self._redial, tasks)
         self._open: set[Link] = set()  # every link with a transport, also retired and closing ones
         self.streams = Streams(instance_id, self.links, self._connect, tasks)
@@ -116,7 +121,7 @@ class LinkManager:
     def learn(self, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool:
         """A hint from discovery, gossip or memory. True if it was new."""
         is_new = self.book.note(node_id, addresses, name)
-        if self.book.addresses(node_id):
+        if self._keeps_links and self.book.addresses(node_id):
             self.dialler.hint(node_id, is_new=is_new)
         return is_new
 
@@ -347,8 +352,10 @@ class LinkManager:
         now = asyncio.get_running_loop().time()
         self.liveness.met(peer, theirs.instance_id, now)
         self._refusals.forgive(link.remote)
-        self.book.note(peer, self._proven_addresses(link, theirs), theirs.node_name, is_proven=True)
-        self.dialler.hint(peer, is_new=False)
+        if theirs.tier != LEAF:
+            self.book.note(peer, self._proven_addresses(link, theirs), theirs.node_name, is_proven=True)
+            if self._keeps_links:
+                self.dialler.hint(peer, is_new=False)
         self.streams.link_up(peer)
         if is_renewal and link.is_dialled:
             self.streams.renew(peer)
@@ -377,12 +384,20 @@ class LinkManager:
         return (seen, *theirs.addresses)
 
     def _gossip(self, link: Link) -> None:
-        """Tell the newcomer whom we are linked to, and them of the newcomer: seeds-only meshes become full."""
-        others = [other for other in self.links.values() if other is not link]
+        """Tell the newcomer whom we are linked to, and them of the newcomer: seeds-only meshes become full. Leaf nodes
+        are told by their parents."""
+        others = [other for other in self.links.values() if other is not link and not _is_leaf(other)]
+        if _is_leaf(link):
+            return
         if others:
             link.send_control(Kind.PEERS, encode_peers(self._known(other.peer, link) for other in others))
         for other in others:
             other.send_control(Kind.PEERS, encode_peers([self._known(link.peer, other)]))
+
+    def addresses_for(self, peer: NodeId, listener: NodeId) -> tuple[str, ...]:
+        """Where a linked `listener` may reach `peer`."""
+        link = self.links.get(listener)
+        return () if link is None else self._known(peer, link).addresses
 
     def _known(self, peer: NodeId, listener: Link) -> KnownPeer:
         """What to tell `listener` of `peer`: loopback addresses mean something on this machine only."""
@@ -417,7 +432,7 @@ class LinkManager:
         self.liveness.forget(peer, is_silent=reason == "silent")
         self._heartbeat.forget(peer)
         self.dialler.unlinked(peer)
-        level = self._log.info if reason in ("stopping", "replaced") else self._log.warning
+        level = self._log.info if reason in ("stopping", "replaced", "not_chosen") else self._log.warning
         level("link_down", peer=peer, name=self.book.names.get(peer, ""), reason=reason, closed_by_peer=closed_by_peer)
         if closed_by_peer and reason not in _ORDINARY_ENDS:
             message = "the peer closed the link for this reason: see its log"
@@ -451,6 +466,10 @@ def explain(error: Exception, *, is_server: bool) -> tuple[str, str]:
     if isinstance(error, OSError):
         return "hung_up", f"the {'caller' if is_server else 'peer'} hung up during the handshake"
     return "garbage", cause_of(error)
+
+
+def _is_leaf(link: Link) -> bool:
+    return link.hello is not None and link.hello.tier == LEAF
 
 
 def _direction(link: Link) -> str:

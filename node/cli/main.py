@@ -312,20 +312,19 @@ def _daemon(path: Path, *, is_check: bool) -> int:
                 check_files(config)
             except ConfigError as error:  # the configuration is right; the machine is not prepared yet
                 print(f"warning: {error}", file=sys.stderr)
-            if config.node.tier == LEAF:
-                print(f"warning: {_not_yet(config.node.tier)}", file=sys.stderr)
             print(f"ok: {describe(config)}")
             return Exit.OK
-        if config.node.tier == LEAF:
-            raise ConfigError(f"{path}: [node] tier: found {config.node.tier!r}: {_not_yet(config.node.tier)}")
         check_files(config)
     except ConfigError as error:
         raise CommandError(str(error), Exit.USAGE) from None
     from node import logs
 
     logs.configure(config.log.level, config.log.format)
-    with _no_authorities():
-        from node.app import run
+    if config.node.tier == LEAF:
+        from node.leaf.app import run
+    else:
+        with _no_authorities():
+            from node.app import run
     from node.rituals.builtin.reflect import ROOTS_VARIABLE
 
     if config.execution.readable_folders:  # workers inherit it
@@ -348,10 +347,6 @@ def _no_authorities() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _not_yet(tier: str) -> str:
-    return f'{tier} nodes come in a later version and cannot be started yet; use tier = "edge"'
 
 
 def _seconds(text: str) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -70,11 +70,13 @@ class Executor:
         registry: Mapping[str, RitualDefinition],
         on_outcome: Callable[[Outcome], None],
         on_live: Callable[[LiveUpdate], None],
-        lookup_patterns: Callable[[list[str]], Mapping[str, int]] | None = None,
+        lookup_patterns: Callable[[list[str]], Mapping[str, int] | Coroutine[Any, Any, Mapping[str, int]]]
+        | None = None,
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
     ) -> None:
-        """`lookup_patterns` answers how often patterns were recorded before. `on_event(event, fields)` is for the
-        log: `worker_started`, `worker_crashed`, `worker_killed`, `worker_start_failed`."""
+        """`lookup_patterns` answers how often patterns were recorded before, at once or after asking.
+        `on_event(event, fields)` is for the log: `worker_started`, `worker_crashed`, `worker_killed`,
+        `worker_start_failed`."""
         self._settings = settings
         self._registry = registry
         self._on_outcome = on_outcome
@@ -89,6 +91,7 @@ class Executor:
         self._idle = asyncio.Event()
         self._idle.set()
         self._next_number = 0
+        self._asking: set[asyncio.Task[None]] = set()
         self._is_draining = False
         self._is_stopped = False
         self._async_busy = 0
@@ -129,6 +132,8 @@ class Executor:
             return
         await self.drain(0.0)
         self._is_stopped = True
+        for asking in self._asking:
+            asking.cancel()
         await self._pool.close()
 
     # work
@@ -166,6 +171,10 @@ class Executor:
         else:
             self._stop_running(found)
         return True
+
+    def running(self) -> list[AttemptKey]:
+        """What was accepted and has not ended."""
+        return list(self._attempts)
 
     def has_room(self, kind: str) -> bool:
         """Whether an attempt of this kind would start at once."""
@@ -284,8 +293,17 @@ class Executor:
         elif tag == protocol.SEEN:
             _, number, question, phrases = message
             counts = self._lookup_patterns(phrases[: limits.SEEN_PHRASES_MAX]) if self._lookup_patterns else {}
-            known = {phrase: count for phrase, count in counts.items() if count}
-            worker.post([protocol.SEEN_REPLY, number, question, known])
+            if isinstance(counts, Mapping):
+                _answer_seen(worker, number, question, counts)
+            else:
+                asking = self._loop.create_task(self._ask_seen(worker, number, question, counts))
+                self._asking.add(asking)
+                asking.add_done_callback(self._asking.discard)
+
+    async def _ask_seen(
+        self, worker: WorkerProcess, number: int, question: int, asked: Coroutine[Any, Any, Mapping[str, int]]
+    ) -> None:
+        _answer_seen(worker, number, question, await asked)
 
     def on_worker_exit(self, worker: WorkerProcess) -> None:
         was_expected = self._pool.note_exit(worker)
@@ -428,3 +446,7 @@ class Executor:
     def _log(self, event: str, **fields: Any) -> None:
         if self._on_event is not None:
             self._on_event(event, fields)
+
+
+def _answer_seen(worker: WorkerProcess, number: int, question: int, counts: Mapping[str, int]) -> None:
+    worker.post([protocol.SEEN_REPLY, number, question, {phrase: count for phrase, count in counts.items() if count}])

@@ -55,6 +55,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     def key(self) -> AttemptKey:
         return AttemptKey(self.session_id, self.branch_index, self.attempt)
 
+    def with_inputs(self, inputs: list[BranchInput]) -> Work:
+        return msgspec.structs.replace(self, inputs=inputs)
+
 
 class LiveUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """What a running attempt reports. Best effort: never recorded, may be lost, coalesced to ten a second."""

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from node.http.keys import SERVICE
+from node.http.problems import Problem
 from node.http.render import freshness
 from node.service.readings import Reading
 from node.service.service import INLINE_ROWS_MAX
@@ -29,6 +30,11 @@ def answer(
     if wants_pretty(request):
         body = msgspec.json.format(body, indent=2) + b"\n"
     return web.Response(body=body, status=status, headers=_HEADERS if headers is None else {**_HEADERS, **headers})
+
+
+def answer_problem(problem: Problem, *, pretty: bool = False) -> web.Response:
+    body, headers = problem.rendered(pretty=pretty)
+    return web.Response(body=body, status=problem.status, headers=headers)
 
 
 def answer_reading(request: web.Request, document: dict[str, Any], reading: Reading[Any]) -> web.Response:

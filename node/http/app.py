@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from node.http import limits, routes_members, routes_node, routes_sessions
-from node.http.answers import wants_pretty
+from node.http.answers import answer_problem, wants_pretty
 from node.http.backup import get_backup
 from node.http.guard import Guard
 from node.http.index import get_index, get_openapi
@@ -53,10 +53,12 @@ HANDLERS: Final[dict[str, Handler]] = {
 """Route name -> handler; a test holds it to the table of routes."""
 
 
-def build_app(service: NodeService, guard: Guard) -> web.Application:
+def build_app(service: NodeService, guard: Guard | None) -> web.Application:
+    """Without a guard for those who have passed one elsewhere."""
     app = web.Application(middlewares=[answer_errors], client_max_size=BODY_BYTES_MAX)
     app[SERVICE] = service
-    app[GUARD] = guard
+    if guard is not None:
+        app[GUARD] = guard
     app[REQUESTS] = RequestCounter()
     for route in ROUTES:
         app.router.add_route(route.method, route.path, HANDLERS[route.name])
@@ -72,7 +74,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if counter.open > limits.REQUESTS_MAX:
             counter.refused += 1
             raise ServiceError("overloaded", f"{limits.REQUESTS_MAX:,} requests are being answered.", "Try again.")
-        request.app[GUARD].check(request)
+        if (guard := request.app.get(GUARD)) is not None:
+            guard.check(request)
         return await handler(request)
     except Problem as problem:
         found = problem
@@ -95,7 +98,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         found = Problem("internal", "This is a fault of meshnode.", "The log of this node has the story; report it.")
     finally:
         counter.open -= is_counted
-    return found.response(pretty=wants_pretty(request))
+    return answer_problem(found, pretty=wants_pretty(request))
 
 
 def _unknown_route(request: web.Request) -> Problem:

@@ -10,11 +10,10 @@ import hmac
 import ipaddress
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
-
-from aiohttp import web
 
 from node.http.problems import Problem
 
@@ -71,6 +70,19 @@ def is_loopback(bind: str) -> bool:
         return False
 
 
+class Asked(Protocol):
+    """Of a request, what the guard looks at: `aiohttp.web.Request`, and that of a Leaf."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def can_read_body(self) -> bool: ...
+
+
 class Guard:
     """Decides about requests before any route sees them. Raises `HttpConfigError` if it would leave the door open."""
 
@@ -84,7 +96,7 @@ class Guard:
         self._digest = None if token is None else _digest(token)
         self._hosts = frozenset({*_LOCAL_NAMES, bind.lower()}) if token is None and is_loopback(bind) else None
 
-    def check(self, request: web.Request) -> None:
+    def check(self, request: Asked) -> None:
         """Raises `Problem`: `unauthorized`, `foreign_host`, `foreign_origin`, `unsupported_media_type`."""
         if self._hosts is not None:
             self._check_host(request)
@@ -95,7 +107,7 @@ class Guard:
         if request.method == "POST":
             _check_content_type(request)
 
-    def _check_host(self, request: web.Request) -> None:
+    def _check_host(self, request: Asked) -> None:
         assert self._hosts is not None
         host = _host_name(request.headers.get("Host", ""))
         if host not in self._hosts:
@@ -104,7 +116,7 @@ class Guard:
                 "Use http://127.0.0.1 or http://localhost; to serve other names configure http.token_file.",
             )  # fmt: skip
 
-    def _check_token(self, request: web.Request) -> None:
+    def _check_token(self, request: Asked) -> None:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         assert self._digest is not None
         # digests of equal length are compared, so that neither content nor length of the token shows in the time
@@ -115,7 +127,7 @@ class Guard:
                 headers={"WWW-Authenticate": 'Bearer realm="meshnode"'},
             )  # fmt: skip
 
-    def _check_origin(self, request: web.Request) -> None:
+    def _check_origin(self, request: Asked) -> None:
         origin = request.headers.get("Origin")
         if origin is None or self._digest is not None:  # a token is not sent by a browser on its own
             return
@@ -130,7 +142,7 @@ class Guard:
             )  # fmt: skip
 
 
-def _check_content_type(request: web.Request) -> None:
+def _check_content_type(request: Asked) -> None:
     """JSON for a body. An empty one may have any type but those that a form of a foreign page can send."""
     given = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if given == "application/json" or (not request.can_read_body and given not in _FORM_TYPES):

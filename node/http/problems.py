@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from aiohttp import web
 
 from node.service.errors import CODES, ServiceError
 
@@ -99,15 +98,13 @@ class Problem(Exception):
         }
         return {**self.values, **own}
 
-    def response(self, *, pretty: bool = False) -> web.Response:
+    def rendered(self, *, pretty: bool = False) -> tuple[bytes, dict[str, str]]:
+        """Body and headers."""
         body = msgspec.json.encode(self.document(), enc_hook=str)
-        headers = {**self.headers, "Cache-Control": "no-store"}
+        headers = {"Content-Type": CONTENT_TYPE, **self.headers, "Cache-Control": "no-store"}
         if self.code in RETRY_AFTER_S:
             headers["Retry-After"] = str(RETRY_AFTER_S[self.code])
-        return web.Response(
-            body=msgspec.json.format(body, indent=2) + b"\n" if pretty else body,
-            status=self.status, headers=headers, content_type=CONTENT_TYPE,
-        )  # fmt: skip
+        return msgspec.json.format(body, indent=2) + b"\n" if pretty else body, headers
 
 
 def status_of(code: str) -> int:

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from node.http import limits
+from node.http.answers import answer_problem
 from node.http.app import build_app
 from node.http.guard import Guard, HttpConfigError
 from node.http.problems import Problem
@@ -112,6 +113,6 @@ class _Connection(web.RequestHandler):
             problem = Problem(
                 "bad_request", (message or "The request is malformed.")[:500], "See GET /.", status=status
             )
-        response = problem.response()
+        response = answer_problem(problem)
         response.force_close()
         return response

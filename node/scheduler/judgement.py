@@ -9,6 +9,8 @@
   when its lease runs out.
 - A leader that doubts itself judges nobody, and the accusations of a witness that does count for nothing; that it hears
   somebody counts.
+- A Leaf is dead when its parent says so. If the parent itself is gone, the Leaf has some time to come back under
+  another one (ORPHAN_MS).
 - The leader never judges itself, and a new leader waits the full time first.
 """
 
@@ -28,6 +30,10 @@ CLOSED_MS = 1_500
 
 SUSPECT_MS = 500
 """Without a link this long: suspect. A link that is made anew at once changes nothing."""
+
+
+ORPHAN_MS = 3_000
+"""For a Leaf to hang on another parent once its own has been missed: it takes two seconds at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +116,38 @@ def judge_members(members: Sequence[Member], evidence: Evidence, now_ms: int) ->
     for member in members:
         if member.status == "left":
             continue
-        verdict = judge(member, evidence)
+        if member.parent is None:
+            verdict = judge(member, evidence)
+        else:
+            verdict = judge_leaf(member, parent_of(member, members), evidence)
         if verdict == member.status or (verdict == "suspect" and not evidence.knows_suspects):
             continue
         verdicts.append(
-            SetMemberStatus(node_id=member.node_id, instance_id=member.instance_id, status=verdict, at_ms=now_ms)
+            SetMemberStatus(
+                node_id=member.node_id,
+                instance_id=member.instance_id,
+                status=verdict,
+                at_ms=now_ms,
+                registered_at_ms=None if member.parent is None else member.registered_at_ms,
+            )
         )
     return verdicts
+
+
+def parent_of(leaf: Member, members: Sequence[Member]) -> Member | None:
+    """The very instance that a Leaf hangs on; None if it is gone."""
+    found = next((member for member in members if member.node_id == leaf.parent), None)
+    return found if found is not None and found.instance_id == leaf.parent_instance and not found.parent else None
+
+
+def judge_leaf(leaf: Member, parent: Member | None, evidence: Evidence) -> MemberStatus:
+    if evidence.is_doubting or leaf.status == "dead":
+        return leaf.status
+    if parent is not None and (evidence.is_linked(parent) or judge(parent, evidence) not in ("dead", "left")):
+        return leaf.status
+    link = None if leaf.parent is None else evidence.links.get(leaf.parent)
+    gone_ms = evidence.leader_for_ms if link is None else min(link.since_ms, evidence.leader_for_ms)
+    return "dead" if gone_ms >= _patience_ms(link) + ORPHAN_MS else leaf.status
 
 
 def judge(member: Member, evidence: Evidence) -> MemberStatus:

@@ -23,7 +23,7 @@ from consensus.state.commands import (
     RequeueBranches,
 )
 from consensus.state.rows import Failure, Lease, Member, QueueEntry, RitualKind
-from node.scheduler.judgement import Evidence, LinkView, judge_members
+from node.scheduler.judgement import Evidence, LinkView, judge_members, parent_of
 from node.scheduler.testimony import Testimony
 from storage.ids import NodeId
 
@@ -58,15 +58,13 @@ class View:
         )
 
     def takes_work(self, member: Member) -> bool:
-        """Whether the leader reaches the very instance that has registered, and nothing speaks against it."""
+        """Whether the leader reaches the very instance that has registered, and nothing speaks against it. A Leaf is
+        reached through its parent."""
+        through = member if member.parent is None else parent_of(member, self.members)
+        if through is None or through.node_id in self.stuck or not self.evidence.is_heard(through):
+            return False
         link = self.links.get(member.node_id)
-        return (
-            member.status == "alive"
-            and not member.is_draining
-            and member.node_id not in self.stuck
-            and self.evidence.is_heard(member)
-            and (link is None or link.rests_ms == 0)
-        )
+        return member.status == "alive" and not member.is_draining and (link is None or link.rests_ms == 0)
 
 
 @dataclass(slots=True)
@@ -164,11 +162,12 @@ def place(view: View, dead: set[NodeId], now_ms: int) -> list[Assignment]:
 
 
 def _choose(entry: QueueEntry, capacities: Iterable[_Capacity], leader: NodeId) -> _Capacity | None:
-    """The least loaded member that offers the ritual and has room; `avoid` only if there is no other. Equal load: a
+    """The least loaded member that offers the ritual and has room; `avoid` only if there is no other, and a Leaf, which
+    has no results at hand, for a consolidation only then. Equal load: a
     consolidation and async work stay with the leader, which holds the results and is one hop nearer; CPU work goes
     elsewhere first, because the leader has the mesh to run."""
     best: _Capacity | None = None
-    best_rank: tuple[bool, float, bool, str] | None = None
+    best_rank: tuple[bool, bool, float, bool, str] | None = None
     for capacity in capacities:
         offer = capacity.member.rituals.get(entry.ritual)
         if offer is None or not capacity.has_room(offer.kind):
@@ -176,6 +175,7 @@ def _choose(entry: QueueEntry, capacities: Iterable[_Capacity], leader: NodeId) 
         is_leader = capacity.member.node_id == leader
         rank = (
             capacity.member.node_id == entry.avoid,
+            entry.role == "consolidation" and capacity.member.parent is not None,
             capacity.load(offer.kind),
             is_leader if offer.kind == "cpu" else not is_leader,
             capacity.member.node_id,

@@ -9,8 +9,9 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from node.app import THREAD_SWITCH_S, Node
+from node.app import Node
 from node.config import load
+from node.process import THREAD_SWITCH_S
 from scripts.bench.node_runs import DONE
 
 Measure = Callable[[Node, Path], Awaitable[None]]

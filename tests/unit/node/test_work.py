@@ -111,7 +111,8 @@ def group() -> TwinGroup:
 def executor(group: TwinGroup) -> RecordingExecutor:
     executor = RecordingExecutor()
     owned: list[Any] = []
-    assignments = Assignments(NODE, INSTANCE, group, executor, lambda name, work: owned.append(work))
+    assignments = Assignments(group, lambda name, work: owned.append(work))
+    assignments.serve(NODE, INSTANCE, executor)
     executor.owned = owned
     group.subscribe_events(assignments.on_events)
     return executor

@@ -1,0 +1,219 @@
+"""What attempts have come to, until the mesh has answered: in memory while it is delivered, on the disk while it cannot
+be. Each is signed by this node, so whoever passes it on cannot change it.
+
+Rules:
+- an outcome leaves the outbox when it is answered, recorded or not; nothing else takes it out but a full disk.
+- what is on the disk goes first and in order; a file may be delivered twice (a crash before it is deleted), which
+  changes nothing: attempts have numbers.
+- a file is written whole (temporary, fsync, rename, fsync of the folder) and proves itself by its digest.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from consensus.state.commands import Outcome
+from mesh.identity import write_private
+from node.executor.work import AttemptKey
+from node.leaf import limits
+from node.uplinks import messages
+from node.uplinks.messages import SignedOutcome, Verdict
+from storage import codec
+from storage.errors import CodecError
+
+Report = Callable[[list[SignedOutcome]], Awaitable[list[Verdict]]]
+
+SUFFIX = ".results"
+LOOK_S = 0.25
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    path: Path
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    signed: SignedOutcome
+    since: float
+
+
+class Outbox:
+    """`sign` proves a content. Whoever owns the uplink sets `is_cut_off` while nobody is there to take anything."""
+
+    def __init__(self, directory: Path, sign: Callable[[bytes], bytes], mesh_name: str) -> None:
+        self._directory = directory
+        self._sign = sign
+        self._context = messages.context(mesh_name)
+        self._waiting: OrderedDict[AttemptKey, _Waiting] = OrderedDict()
+        self._kept: deque[_Kept] = deque()
+        self._number = 0
+        self._woken = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_warned = False
+        self.is_cut_off = True
+        self.dropped = 0
+        self.superseded = 0
+
+    def open(self) -> None:
+        """What a former start has left. Blocking."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in sorted(self._directory.glob(f"*{SUFFIX}")):
+            self._kept.append(_Kept(path, path.stat().st_size))
+            with contextlib.suppress(ValueError):
+                self._number = max(self._number, int(path.name.removesuffix(SUFFIX)))
+
+    # --- in ---
+
+    def add(self, outcome: Outcome) -> None:
+        content = codec.encode(outcome)
+        signed = SignedOutcome(content=content, proof=self._sign(self._context + content))
+        self._waiting[messages.key_of(outcome)] = _Waiting(signed, time.monotonic())
+        while len(self._waiting) > limits.OUTCOMES_WAITING_MAX:
+            self._waiting.popitem(last=False)
+            self._note_dropped(1, "memory")
+        self._idle.clear()
+        self._woken.set()
+
+    def keys(self) -> list[AttemptKey]:
+        """Of what waits in memory; what is on the disk may have been left by a former start."""
+        return list(self._waiting)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {
+            "waiting": len(self._waiting),
+            "kept_files": len(self._kept),
+            "kept_bytes": sum(kept.size_bytes for kept in self._kept),
+            "dropped": self.dropped,
+            "superseded": self.superseded,
+        }
+
+    @property
+    def has_kept(self) -> bool:
+        return bool(self._kept)
+
+    async def wait_idle(self) -> None:
+        """Until everything is answered."""
+        await self._idle.wait()
+
+    # --- to the disk ---
+
+    async def run(self) -> None:
+        """Writes down what cannot be delivered, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self.keep(only_overdue=True)
+
+    async def keep(self, *, only_overdue: bool = False) -> None:
+        """Everything that waits goes to the disk: all at once, with one fsync."""
+        if not self._waiting:
+            return
+        oldest = next(iter(self._waiting.values())).since
+        if only_overdue and not self.is_cut_off and time.monotonic() - oldest < limits.KEEP_AFTER_S:
+            return
+        taken = dict(self._waiting)
+        content = codec.encode([waiting.signed for waiting in taken.values()])
+        self._number += 1
+        path = self._directory / f"{self._number:012d}{SUFFIX}"
+        data = codec.digest(content) + content
+        self._make_room(len(data))
+        try:
+            await asyncio.to_thread(write_private, path, data)
+        except OSError as error:
+            if not self._is_warned:
+                self._is_warned = True
+                log.warning("results_not_kept", reason=str(error), waiting=len(taken), folder=str(self._directory))
+            return
+        self._is_warned = False
+        self._kept.append(_Kept(path, len(data)))
+        for key, waiting in taken.items():
+            if self._waiting.get(key) is waiting:
+                del self._waiting[key]
+        log.info("results_kept", results=len(taken), files=len(self._kept))
+        self._woken.set()
+
+    def _make_room(self, size_bytes: int) -> None:
+        total = sum(kept.size_bytes for kept in self._kept) + size_bytes
+        while self._kept and (total > limits.KEPT_BYTES_MAX or len(self._kept) >= limits.KEPT_FILES_MAX):
+            oldest = self._kept.popleft()
+            total -= oldest.size_bytes
+            self._note_dropped(len(_read(oldest.path)), "disk")
+            oldest.path.unlink(missing_ok=True)
+
+    def _note_dropped(self, count: int, where: str) -> None:
+        if self.dropped == 0 and count:
+            log.warning("results_dropped", where=where, reason="the oldest go; their branches are executed again")
+        self.dropped += count
+
+    # --- out ---
+
+    async def deliver_kept(self, report: Report) -> None:
+        """What is on the disk. Raises what `report` raises; what was not answered stays."""
+        while self._kept:
+            kept = self._kept[0]
+            signed = await asyncio.to_thread(_read, kept.path)
+            for batch in _batches(signed):
+                self._settle(await report(batch))
+            await asyncio.to_thread(kept.path.unlink, missing_ok=True)
+            if self._kept and self._kept[0] is kept:
+                self._kept.popleft()
+
+    async def deliver(self, report: Report) -> None:
+        """Until cancelled, or `report` raises."""
+        while True:
+            await self.deliver_kept(report)
+            batch = next(_batches([waiting.signed for waiting in self._waiting.values()]), None)
+            if batch is None:
+                self._idle.set()
+                self._woken.clear()
+                await self._woken.wait()
+                continue
+            self._settle(await report(batch))
+
+    def _settle(self, verdicts: list[Verdict]) -> None:
+        for verdict in verdicts:
+            self._waiting.pop(AttemptKey(*verdict.key), None)
+            if verdict.result != "recorded":
+                self.superseded += 1
+                key = verdict.key
+                log.info("result_not_recorded", session=key[0], branch=key[1], attempt=key[2], reason=verdict.result)
+
+
+def _batches(signed: Iterable[SignedOutcome]) -> Iterator[list[SignedOutcome]]:
+    batch: list[SignedOutcome] = []
+    size_bytes = 0
+    for one in signed:
+        if batch and (
+            len(batch) >= limits.OUTCOMES_PER_REPORT_MAX
+            or size_bytes + len(one.content) > limits.OUTCOME_BYTES_PER_REPORT_MAX
+        ):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(one)
+        size_bytes += len(one.content)
+    if batch:
+        yield batch
+
+
+def _read(path: Path) -> list[SignedOutcome]:
+    """What is in a file; nothing if it is damaged."""
+    try:
+        data = path.read_bytes()
+        content = data[codec.DIGEST_BYTES :]
+        if codec.digest(content) != data[: codec.DIGEST_BYTES]:
+            raise CodecError("malformed", "the digest does not match")
+        return codec.decode(content, list[SignedOutcome])
+    except (OSError, CodecError) as error:
+        log.warning("kept_results_damaged", file=str(path), reason=str(error))
+        return []

@@ -1,0 +1,91 @@
+"""What a Leaf says of itself. Health is about this process; readiness, about work: it is ready when it hangs on a
+parent and is registered."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from node import __version__
+from node.service.times import iso
+
+if TYPE_CHECKING:
+    from node.leaf.app import Leaf
+
+
+class Status:
+    """Answers for the HTTP port: status and document."""
+
+    def __init__(self, leaf: "Leaf") -> None:
+        self._leaf = leaf
+        self._started_at = time.monotonic()
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        return 200, {"ok": True, "checks": [{"name": "loop", "ok": True, "detail": "answers"}]}
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        uplink = self._leaf.uplink
+        has_parent = uplink.told is not None
+        checks = [
+            {"name": "parent", "ok": has_parent, "detail": uplink.told.name if uplink.told else uplink.trouble},
+            {
+                "name": "membership",
+                "ok": uplink.is_registered,
+                "detail": "registered" if uplink.is_registered else "this start is not registered yet",
+            },
+        ]
+        is_ok = all(check["ok"] for check in checks)
+        return 200 if is_ok else 503, {"ok": is_ok, "checks": checks}
+
+    def document(self) -> tuple[int, dict[str, Any]]:
+        leaf, uplink, links = self._leaf, self._leaf.uplink, self._leaf.links
+        config, told, trust = leaf.config, uplink.told, self._leaf.links.trust_status()
+        _, ready = self.readiness()
+        parent = None
+        if told is not None:
+            rtt_s = links.rtt_s(told.parent)
+            parent = {
+                "node_id": told.parent,
+                "name": told.name,
+                "tier": told.tier,
+                "address": links.address_of(told.parent),
+                "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 3),
+                "since_s": round(time.monotonic() - uplink.since, 3),
+                "counters": links.link_counters(told.parent),
+            }
+        leader = None if told is None or told.leader is None else told
+        outbox = leaf.outbox.counts
+        return 200, {
+            "name": config.node.name,
+            "node_id": leaf.node_id,
+            "instance_id": leaf.instance_id,
+            "tier": "leaf",
+            "mesh": config.mesh.name,
+            "ready": ready["ok"],
+            "parent": parent,
+            "parents_found": uplink.changes,
+            "looking_for_parent": None if told is not None else uplink.trouble,
+            "alternatives": [
+                {"node_id": one.node_id, "name": one.name, "tier": one.tier, "addresses": one.addresses}
+                for one in uplink.alternatives
+            ],
+            "leader": None if leader is None else {"node_id": leader.leader, "name": leader.leader_name},
+            "results": outbox,
+            "slots": msgspec.to_builtins(leaf.executor.statistics(), enc_hook=str),
+            "refusals": {"mesh": links.counters()},
+            "secrets": list(trust.accepted),
+            "certificate_ends_at": iso(int(trust.certificate_ends_at * 1000)),
+            "versions": {"software": __version__},
+            "http_address": f"{config.http.bind}:{config.http.port}",
+            "data_dir": str(config.data_dir),
+            "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "warnings": self._warnings(ready, outbox, trust.warnings),
+        }
+
+    def _warnings(self, ready: dict[str, Any], outbox: dict[str, int], trust: tuple[str, ...]) -> list[str]:
+        found = [f"not ready: {check['detail']}" for check in ready["checks"] if not check["ok"]]
+        if outbox["dropped"]:
+            found.append(f"{outbox['dropped']} results were dropped, because there was no room to keep them")
+        found.extend(trust)
+        found.extend(f"ritual {row.name} is not offered: {row.reason}" for row in self._leaf.registry.problems)
+        return found
