@@ -18,6 +18,8 @@ _create_connection = asyncio.BaseEventLoop.create_connection
 async def _through_relay(
     loop: asyncio.BaseEventLoop, factory: Any, host: str | None = None, port: int | None = None, **options: Any
 ) -> Any:
+    if host is None:  # a socket of its own
+        return await _create_connection(loop, factory, **options)
     relay_host, _, relay_port = os.environ[RELAY_VARIABLE].rpartition(":")
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     connection.setblocking(False)

@@ -136,6 +136,25 @@ def test_an_edge_outlives_all_cores(mesh: MeshUnderTest) -> None:
     assert mesh.wait_ready() in cores
 
 
+def test_leaves_find_another_parent(mesh: MeshUnderTest) -> None:
+    mesh.start(edges=1, leaves=2, rituals=[ponder])
+
+    def parent(but: str = "") -> str | None:
+        name = ((mesh.status("leaf-1") or {}).get("parent") or {}).get("name")
+        return None if name == but else name
+
+    first = mesh.wait("it hangs on a parent", parent)
+    session = submit(mesh, "ponder", 60, on="leaf-1")
+    mesh.kill(first)
+    second = mesh.wait("it hangs on another parent", lambda: parent(but=first))
+    assert mesh.wait_session(session, on=second)["status"] == "completed"
+    mesh.kill("leaf-2")
+    mesh.restart("leaf-2")
+    mesh.restart(first)
+    mesh.wait_ready()
+    assert mesh.wait_session(submit(mesh, "ponder", 60), on="leaf-2")["status"] == "completed"
+
+
 def test_what_is_not_there(mesh: MeshUnderTest) -> None:
     mesh.start(cores=1)
     with pytest.raises(MeshTestError, match="no node is called core-9; there are core-1"):

@@ -36,6 +36,9 @@ class Tcp(Protocol):
 
     async def connect(self, factory: Any, host: str, port: int) -> tuple[Any, Any]: ...
 
+    def attach(self, factory: Any, sock: Any) -> tuple[Any, Any]:
+        """To one end of a pair of sockets."""
+
 
 class _Handle(events.Handle):
     __slots__ = ()
@@ -132,9 +135,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.tcp.listen(protocol_factory, host, port, sock)
 
     async def create_connection(
-        self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
+        self, protocol_factory: Any, host: Any = None, port: Any = None, *, sock: Any = None, **options: Any
     ) -> tuple[Any, Any]:
+        if sock is not None:
+            return self.tcp.attach(protocol_factory, sock)
         return await self.tcp.connect(protocol_factory, host, port)
+
+    async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **options: Any) -> tuple[Any, Any]:
+        return self.tcp.attach(protocol_factory, sock)
 
     def remove_reader(self, fd: Any) -> bool:
         return False

@@ -56,8 +56,14 @@ class VirtualSocket:
     def getpeername(self) -> tuple[str, int] | None:
         return self._peer
 
+    end: "End"
+    """Of one of a pair of sockets."""
+
     def fileno(self) -> int:
         return -1
+
+    def setblocking(self, flag: bool) -> None:
+        """It never blocks."""
 
     def setsockopt(self, *arguments: object) -> None:
         """There is nothing to set."""
@@ -109,6 +115,7 @@ class End(asyncio.Transport):
     def made(self, protocol: Protocol, context: Context) -> None:
         self._protocol, self._context = protocol, context
         protocol.connection_made(self)
+        self._read()
 
     # -- as a transport --
 
@@ -279,6 +286,8 @@ class Network:
         return (source.name, target.name) in self._cut
 
     def due(self, source: Host, target: Host) -> float:
+        if source is target:
+            return self.loop.time()
         delay_s = LATENCY_S * (1 + self._dice.random() / 2)
         return self.loop.time() + delay_s + self._slow.get((source.name, target.name), 0.0)
 
@@ -301,6 +310,20 @@ class Network:
         server = self.servers[address, number] = Server(self, self._hosts[address], number, factory)
         return server
 
+    def socketpair(self) -> tuple[VirtualSocket, VirtualSocket]:
+        """Within the process that asks."""
+        host, name = self._host_of(CURRENT.get()), ("", 0)
+        ours, theirs = End(self, host, name, name), End(self, host, name, name)
+        ours.other, theirs.other = theirs, ours
+        sockets = VirtualSocket(name, name), VirtualSocket(name, name)
+        sockets[0].end, sockets[1].end = ours, theirs
+        return sockets
+
+    def attach(self, factory: Callable[[], Protocol], sock: VirtualSocket) -> tuple[End, Protocol]:
+        protocol = factory()
+        sock.end.made(protocol, copy_context())
+        return sock.end, protocol
+
     async def connect(self, factory: Callable[[], Protocol], host: str, port: int) -> tuple[End, Protocol]:
         source, target = self._host_of(CURRENT.get()), self._hosts.get(host)
         if target is None:
@@ -317,15 +340,10 @@ class Network:
         ours, theirs = End(self, source, own, peer), End(self, target, peer, own)
         ours.other, theirs.other = theirs, ours
         theirs._context = server.context
-        self.loop.call_soon(self._accept, server, theirs, context=server.context)
+        self.loop.call_soon(lambda: theirs.made(server.factory(), server.context), context=server.context)
         protocol = factory()
         ours.made(protocol, copy_context())
         return ours, protocol
-
-    @staticmethod
-    def _accept(server: Server, end: End) -> None:
-        end.made(server.factory(), server.context)
-        end._read()
 
     def _host_of(self, life: Life | None) -> Host:
         return next((host for host in self._hosts.values() if life is not None and host.life is life), self._clients)

@@ -12,6 +12,8 @@ from unittest import mock
 import mesh.links.listener
 import node.app
 import node.executor.pool
+import node.http.inward
+import node.leaf.app
 import node.share
 from mesh.links.streams import OnStream
 from mesh.mesh import Mesh
@@ -36,6 +38,16 @@ class VirtualRegistry(Registry):
     @classmethod
     def load(cls, extra: Any = None, *, entry_points: bool = True) -> Registry:
         return current_process().machine.mesh.registry
+
+
+class VirtualLock:
+    """A machine has one process at a time, and the kernel knows nothing of its death."""
+
+    def __init__(self, directory: object) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
 
 
 def registry_of(installed: Registry, given: Any) -> Registry:
@@ -66,6 +78,9 @@ def virtual_parts(network: Network) -> Iterator[None]:
             (node.app, "Workshop", workshop),
             (node.app, "Registry", VirtualRegistry),
             (node.app, "Mesh", VirtualLinks),
+            (node.leaf.app, "Registry", VirtualRegistry),
+            (node.leaf.app, "DirectoryLock", VirtualLock),
+            (node.http.inward, "socket", network),
             (node.share, "Group", VirtualGroup),
             (node.executor.pool, "spawn", spawn),
             (node.executor.pool, "WorkerProcess", VirtualWorker),

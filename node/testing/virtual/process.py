@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from consensus.state import queries
 from mesh.identity import KEY_FILE, write_private
+from mesh.tiers import LEAF
 from node.app import Node
 from node.config import Config
+from node.leaf.app import Leaf
 from node.rituals.context import Context
 from node.testing.harness import DEADLINE_S, Answer
 from node.testing.virtual.loop import CURRENT, Life
@@ -36,7 +37,6 @@ class Process(Life):
     def __init__(self, machine: "Machine") -> None:
         super().__init__()
         self.machine = machine
-        self.node: Node | None = None
         self._stopping = asyncio.Event()
         self._pids = 0
         self._context: ContextVars = copy_context()
@@ -62,15 +62,11 @@ class Process(Life):
         self._pids += 1
         return self._pids
 
-    def lookup_patterns(self, patterns: list[str]) -> Mapping[str, int]:
-        assert self.node is not None
-        with self.node.group.read() as txn:
-            return queries.pattern_counts(txn, patterns)
-
     async def _live(self) -> None:
-        async with Node(self.machine.config) as self.node:
+        config = self.machine.config
+        async with Leaf(config) if config.node.tier == LEAF else Node(config) as node:
             stopped = asyncio.create_task(self._stopping.wait())
-            failed = asyncio.create_task(self.node.wait_failed())
+            failed = asyncio.create_task(node.wait_failed())
             await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             failed.cancel()

@@ -56,6 +56,7 @@ class VirtualWorker:
         self.running: set[int] = set()
         self.exited: asyncio.Future[None] = loop.create_future()
         self._owner: Owner = owner
+        self.lookup_patterns = owner._lookup_patterns
         self._loop = loop
         self._does: _Async | _Cpu | None = None
 
@@ -193,7 +194,10 @@ class _Cpu:
         self._reports.log(key, line)
 
     def seen(self, key: int, phrases: list[str]) -> dict[str, int]:
-        counts = self._worker.process.lookup_patterns([str(phrase) for phrase in phrases[:SEEN_PHRASES_MAX]])
+        counts = self._worker.lookup_patterns([str(phrase) for phrase in phrases[:SEEN_PHRASES_MAX]])
+        if not isinstance(counts, Mapping):
+            counts.close()
+            raise RuntimeError("on a Leaf of the virtual mesh a CPU ritual cannot wait for `seen`: use processes")
         return {phrase: count for phrase, count in counts.items() if count}
 
     async def seen_async(self, key: int, phrases: list[str]) -> dict[str, int]:
