@@ -4,8 +4,9 @@ One change adds, promotes, demotes or removes one node, so any majority before i
 voter (Ongaro, Consensus: Bridging Theory and Practice, section 4.1). A configuration is a log entry of its own kind,
 holds everything, and counts from the moment it is in a node's log, committed or not; cutting the log takes it back.
 
-A change names what is wanted, not what is to be done: asked for twice it is done once. A removed id never comes back;
-its machine joins again under a new identity, with an empty data directory.
+A change names what is wanted, not what is to be done: asked for twice it is done once. Who is removed never comes back
+under its id; its machine joins again under a new identity, with an empty data directory. Who leaves may: it still has
+its log and its votes, so it is added as any learner.
 """
 
 from collections.abc import Sequence, Set
@@ -27,7 +28,7 @@ REMOVED_MAX: Final = 64
 CONFIGURATION_BYTES_MAX: Final = 16 << 10
 """Of one configuration in the log: ids of 52 bytes, as many as the caps above allow, with room."""
 
-ChangeKind: TypeAlias = Literal["add", "promote", "demote", "remove"]
+ChangeKind: TypeAlias = Literal["add", "promote", "demote", "remove", "leave"]
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True):
@@ -49,7 +50,8 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """`add`: as a learner. `promote`: a learner to a voter. `demote`: a voter to a learner. `remove`: either."""
+    """`add`: as a learner. `promote`: a learner to a voter. `demote`: a voter to a learner. `remove`: either, for good.
+    `leave`: either; it may be added again."""
 
     kind: ChangeKind
     node_id: NodeId
@@ -147,6 +149,10 @@ def judge(configuration: Configuration, change: Change, standing: Standing) -> C
                 return _unknown(node)
             removed = (*configuration.removed, node)[-REMOVED_MAX:]
             after = _made(configuration, _without(voters, node), _without(learners, node), removed)
+        case "leave":
+            if not is_voter and not is_learner:
+                return configuration
+            after = _made(configuration, _without(voters, node), _without(learners, node))
     if not after.voters:
         return Refusal("last_voter", f"{node} is the only voter: promote another node first")
     if standing.is_changing:

@@ -152,6 +152,7 @@ class Node:
             backups=Backups(self.store, config.data_dir, self._backup_facts),
             now_ms=now_ms,
         )
+        self.service.lookout = self.lookout
         self.http = http_server(config, self.service)
         self.inward = Inward(self.service)
         self._proxy = Proxy(self.mesh, self.inward.connect, self._has_leaf)

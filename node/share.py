@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from consensus.state import queries
 from consensus.state.commands import Applied, RegisterMember
 from consensus.state.encoding import is_submission
 from consensus.state.events import Numbered
-from consensus.state.rows import Lease
+from consensus.state.rows import Lease, Member
 from consensus.steps import ReplicaStatus
 from mesh.mesh import Mesh
 from mesh.tiers import holds_replica, may_vote
@@ -93,6 +94,7 @@ class Share:
             on_failure=node.on_replica_failure,
             refuses=self._refuses,
         )
+        self._node_id, self._instance_id = node.node_id, node.facts.instance_id
         self._disk = node.disk
         kinds = {name: ritual.kind for name, ritual in node.registry.items()}
         self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor)
@@ -111,7 +113,13 @@ class Share:
         self._lookout = node.lookout
         self.changes = Changes(self.group, node.mesh, self._may_join, lambda peer: peer not in self._unfit())
         self.steward = Steward(
-            node.node_id, self.group, self.changes, node.lookout.linked, self._unfit, policy or Policy()
+            node.node_id,
+            self.group,
+            self.changes,
+            node.lookout.linked,
+            self._unfit,
+            policy or Policy(),
+            self.has_left,
         )
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
         self._hello_of = node.mesh.hello_of
@@ -151,7 +159,10 @@ class Share:
                 raise RegistrationRefused(f"the mesh refused this node ({answer.code}): {answer.message}")
 
     async def take_no_more(self, command: RegisterMember) -> None:
-        """Tells the scheduler that this node has no places; without a majority nobody assigns anything anyway."""
+        """Tells the scheduler that this node has no places; without a majority nobody assigns anything anyway. Who has
+        left says nothing: it would be taken for coming back."""
+        if self.has_left():
+            return
         with contextlib.suppress(ConsensusError):
             await self.group.propose(command, FAREWELL_S)
 
@@ -160,12 +171,18 @@ class Share:
         return "disk_low" if self._disk.space is not Space.OK and is_submission(command) else None
 
     async def _give_way(self) -> None:
-        """A leader without room would refuse new sessions for the whole mesh: let another one lead, if there is one."""
+        """A leader without room would refuse new sessions for the whole mesh, and one that drains is to be stopped: let
+        another one lead, if there is one."""
+        not_before = 0.0
         while True:
             await asyncio.sleep(GIVE_WAY_LOOK_S)
-            if self._leads() and self._disk.space is not Space.OK:
+            if not self._leads():
+                continue
+            if self.is_draining():
                 await self.group.transfer_leadership()
-                await asyncio.sleep(GIVE_WAY_AGAIN_S)
+            elif self._disk.space is not Space.OK and time.monotonic() >= not_before:
+                await self.group.transfer_leadership()
+                not_before = time.monotonic() + GIVE_WAY_AGAIN_S
 
     def _takes_no_leaf(self) -> str:
         """Why; empty if it does."""
@@ -182,7 +199,24 @@ class Share:
 
     def _may_join(self, peer: NodeId) -> bool:
         hello = self._hello_of(peer)
-        return hello is not None and holds_replica(hello.tier)
+        if hello is None or not holds_replica(hello.tier):
+            return False
+        member = self._member(peer)
+        return member is None or member.status != "left" or member.instance_id != hello.instance_id
+
+    def has_left(self) -> bool:
+        """This very instance: it takes part no more, until it is started again."""
+        member = self._member(self._node_id)
+        return member is not None and member.status == "left" and member.instance_id == self._instance_id
+
+    def is_draining(self) -> bool:
+        member = self._member(self._node_id)
+        return member is not None and member.is_draining and member.instance_id == self._instance_id
+
+    def _member(self, node_id: NodeId) -> Member | None:
+        with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
+            return queries.get_member(txn, node_id)
+        return None
 
     def _unfit(self) -> set[NodeId]:
         """Replicas that are known not to vote: they said so over their link, or when they registered."""

@@ -60,6 +60,11 @@ example:
   meshnode --config core.toml restore monday.backup
 """
 
+_DRAIN_EPILOG = """It finishes what it executes, or hands it back when the grace is over; if it leads, another node
+takes over. A node that has left is let go of by the quorum and may be stopped; starting it, as ever with `meshnode
+--config FILE`, ends draining and brings it back. Exit codes: 1 refused, 4 no such node, 5 not done within --timeout (it
+goes on)."""
+
 _RECOVER_EPILOG = """Only when a majority of the Core nodes will never come back; as long as it may, wait for it. What
 was accepted by a majority without this node is lost: run --dry-run on every node that survives, and recover the one
 with the highest last term and index. It becomes the only voter of a new mesh; all other nodes, also those that
@@ -147,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_nodes(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", reader: argparse.ArgumentParser
 ) -> None:
-    """`nodes` alone lists; with an action it changes who votes."""
+    """`nodes` alone lists; with an action it changes who votes, who drains, who leaves."""
     nodes = _add(commands, "nodes", "the members of the mesh, and who votes", reader)
     actions = nodes.add_subparsers(dest="action", metavar="action")
     client = _client_options(is_inner=True)
@@ -163,6 +168,23 @@ def _add_nodes(
             action.add_argument("--by", required=True, metavar="NODE", help="the standby that takes its place")
         action.add_argument("--dry-run", action="store_true", help="only say what it would do to the quorum")
         action.add_argument("--yes", action="store_true", help="do not ask")
+    for name, text in (
+        ("drain", "give a node no new work, and wait until it has none"),
+        ("undrain", "give a node work again"),
+        ("leave", "drain a node, and take it out of the mesh until it is started again"),
+    ):
+        action = _add(actions, name, text, client, None if name == "undrain" else _DRAIN_EPILOG)
+        action.add_argument("name", metavar="NODE", help="name or id")
+        if name != "undrain":
+            action.add_argument(
+                "--grace", type=_seconds, metavar="S", help="what is not finished by then goes on elsewhere (60)"
+            )
+            action.add_argument("--no-wait", action="store_true", help="do not wait for it")
+        if name == "drain":
+            action.add_argument("--leave", action="store_true", help="as `nodes leave`")
+        action.add_argument("--dry-run", action="store_true", help="only say what it would do")
+        if name != "undrain":
+            action.add_argument("--yes", action="store_true", help="do not ask, if it leaves")
 
 
 def _add(
@@ -291,6 +313,10 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             from node.cli import sessions
 
             return sessions.run(arguments)
+        case "nodes" if arguments.action in ("drain", "undrain", "leave"):
+            from node.cli import draining
+
+            return draining.run(arguments)
         case "nodes" if arguments.action is not None:
             from node.cli import nodes
 

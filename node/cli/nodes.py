@@ -31,7 +31,7 @@ def run(arguments: Namespace) -> int:
         raise CommandError(refusal["message"], Exit.FAILED, "see meshnode nodes", refusal["code"])
     if not arguments.yes:
         print(plan_text(plan), file=sys.stderr)
-        _confirm()
+        confirm()
     done = api.post(path, {**body, "dry_run": False})
     if arguments.json:
         render.print_json(done)
@@ -58,7 +58,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     return "\n".join(render.clean(line) for line in lines)
 
 
-def _confirm() -> None:
+def confirm() -> None:
     if not sys.stdin.isatty():
         raise CommandError("nobody is there to confirm it", Exit.USAGE, "look at it with --dry-run, then add --yes")
     if input("go on? [y/N] ").strip().lower() not in ("y", "yes"):

@@ -46,7 +46,8 @@ ROUTES: Final = (
           answer="InsightPage"),
     Route("list_members", "GET", "/v1/members", "nodes that have registered", FRESHNESS, answer="MemberList"),
     Route("change_member", "POST", "/v1/members/{member}/change",
-          "remove, replace, promote or demote a member, by name or id; with dry_run say what it would do",
+          "remove, replace, promote, demote, drain, undrain a member, or let it leave, by name or id; with dry_run say "
+          "what it would do",
           body="MemberChange"),
     Route("list_rituals", "GET", "/v1/rituals", "rituals that this node or any other offers", FRESHNESS),
     Route("get_ritual", "GET", "/v1/rituals/{name}", "a ritual with its parameters", FRESHNESS),

@@ -1,4 +1,4 @@
-"""Changing who votes."""
+"""Changing members: who votes, who drains, who leaves."""
 
 import msgspec
 from aiohttp import web
@@ -7,7 +7,7 @@ from node.http.answers import answer
 from node.http.arguments import Arguments
 from node.http.keys import SERVICE
 from node.http.routes_sessions import read_body
-from node.service import voting
+from node.service import draining, voting
 from node.service.errors import ServiceError
 
 
@@ -15,6 +15,7 @@ class MemberChange(msgspec.Struct, forbid_unknown_fields=True):
     action: str
     by: str = ""
     dry_run: bool = False
+    grace_s: float | None = None
 
 
 async def change_member(request: web.Request) -> web.Response:
@@ -27,5 +28,8 @@ async def change_member(request: web.Request) -> web.Response:
             'Send {"action": "remove", "dry_run": true}; with "replace" also "by".',
         ) from None  # fmt: skip
     service, member = request.app[SERVICE], request.match_info["member"]
-    done = await voting.change(service, member, wanted.action, wanted.by, is_dry_run=wanted.dry_run)
+    if wanted.action in draining.ACTIONS:
+        done = await draining.change(service, member, wanted.action, wanted.grace_s, is_dry_run=wanted.dry_run)
+    else:
+        done = await voting.change(service, member, wanted.action, wanted.by, is_dry_run=wanted.dry_run)
     return answer(request, done)

@@ -2,14 +2,18 @@
 
 from aiohttp import web
 
+from consensus.state import queries
+from consensus.state.rows import Member
 from node.http import render
 from node.http.answers import answer, answer_reading
 from node.http.arguments import FRESHNESS, Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
-from node.service import status, trust, voting
+from node.service import draining, status, trust, voting
 from node.service.errors import ServiceError
+from node.service.ports import GroupStatus
 from node.service.readings import STALE
+from storage.ids import NodeId
 
 
 async def get_status(request: web.Request) -> web.Response:
@@ -33,18 +37,27 @@ async def get_readiness(request: web.Request) -> web.Response:
 
 async def list_members(request: web.Request) -> web.Response:
     arguments = Arguments(request.query, FRESHNESS)
-    reading = await request.app[SERVICE].members(arguments.wanted())
-    secrets = trust.accepted_by(request.app[SERVICE])
-    consensus = request.app[SERVICE].status_or_none
+    service = request.app[SERVICE]
+    reading = await service.members(arguments.wanted())
+    secrets = trust.accepted_by(service)
+    consensus = service.status_or_none
+    running = service.read(lambda txn: draining.running_by_node(queries.leases(txn)))
     members = [
         {
-            **row,
-            "secrets": secrets.get(row["node_id"]),
-            "standing": None if consensus is None else voting.standing_of(consensus, row["node_id"]),
+            **render.to_json(row),
+            "secrets": secrets.get(row.node_id),
+            "standing": None if consensus is None else _standing(row, consensus, service.facts.node_id),
+            "running": running[row.node_id],
+            "draining": draining.state_of(row, running),
         }
-        for row in render.rows(reading.value)
+        for row in reading.value
     ]
     return answer_reading(request, {"members": members}, reading)
+
+
+def _standing(member: Member, consensus: GroupStatus, own: NodeId) -> str:
+    has_left = draining.has_left(member, consensus, own)
+    return voting.standing_of(consensus, member.node_id, has_left=has_left)
 
 
 async def list_rituals(request: web.Request) -> web.Response:

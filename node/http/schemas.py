@@ -10,6 +10,7 @@ from consensus.state.rows import Attempt, Branch, Insight, Knowledge, Member, Se
 from node.http.arguments import AGE_MS_MAX
 from node.http.problems import FACE_CODES
 from node.http.render import outside_names
+from node.service import draining, voting
 from node.service.errors import CODES
 from node.service.paging import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX
 from node.service.readings import Level, Until
@@ -59,9 +60,13 @@ def schemas() -> dict[str, Any]:
         "SessionSubmission": _submission(),
         "MemberChange": _object(
             {
-                "action": {"type": "string", "enum": ["remove", "replace", "promote", "demote"]},
+                "action": {
+                    "type": "string",
+                    "enum": [*voting.ACTIONS, *draining.ACTIONS],
+                },
                 "by": {"type": "string"},
                 "dry_run": {"type": "boolean"},
+                "grace_s": {"type": ["number", "null"]},
             }
         ),
         "Cancellation": _object({"reason": {"type": "string"}}),

@@ -23,6 +23,7 @@ from consensus.state.commands import (
     RequeueBranches,
 )
 from consensus.state.rows import Failure, Lease, Member, QueueEntry, RitualKind
+from node.scheduler.draining import departures, hand_back
 from node.scheduler.judgement import Evidence, LinkView, judge_members, parent_of
 from node.scheduler.testimony import Testimony
 from storage.ids import NodeId
@@ -87,10 +88,10 @@ class _Capacity:
 def decide(view: View, now_ms: int) -> list[AnyCommand]:
     """The commands to propose now, in order. Empty when there is nothing to do."""
     verdicts = judge_members(view.members, view.evidence, now_ms)
-    commands: list[AnyCommand] = list(verdicts)
-    overdue = overdue_leases(view.leases, now_ms)
-    if overdue:
-        commands.append(RequeueBranches(requeues=overdue, at_ms=now_ms))
+    commands: list[AnyCommand] = [*verdicts, *departures(view.members, view.leases, view.node_id, now_ms)]
+    requeues = overdue_leases(view.leases, now_ms) or hand_back(view.members, view.leases, now_ms)[:BATCH_MAX]
+    if requeues:
+        commands.append(RequeueBranches(requeues=requeues, at_ms=now_ms))
     assignments = place(view, {verdict.node_id for verdict in verdicts if verdict.status != "alive"}, now_ms)
     if assignments:
         commands.append(AssignBranches(assignments=assignments, at_ms=now_ms))

@@ -12,6 +12,7 @@ from consensus.membership import Change, Configuration, Plan
 from consensus.state.commands import Answer, AnyCommand
 from consensus.state.events import Numbered
 from consensus.state.rows import Tier
+from node.scheduler.judgement import Outlook
 from storage.dump import Header
 from storage.ids import InstanceId, NodeId, SessionId
 from storage.space import Space
@@ -118,10 +119,17 @@ class MeshPort(Protocol):
     def diary(self) -> Sequence[Any]: ...
     def counters(self) -> Mapping[str, int]: ...
     def trust_status(self) -> Any: ...
+    def lags(self) -> tuple[int, float]: ...
     @property
     def founding_status(self) -> str: ...
     @property
     def mesh_id(self) -> str | None: ...
+
+
+class LookoutPort(Protocol):
+    """Of `node.lookout.Lookout`."""
+
+    def outlook(self) -> Outlook: ...
 
 
 class ExecutorPort(Protocol):

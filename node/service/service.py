@@ -37,6 +37,7 @@ from node.service.ports import (
     GroupStatus,
     LivePort,
     LiveView,
+    LookoutPort,
     MeshPort,
     NodeFacts,
     RegistryPort,
@@ -97,9 +98,7 @@ class NodeService:
         self.facts = facts
         self.mesh = mesh
         self.executor: ExecutorPort | None = None
-        self.registry = registry
-        self.store = store
-        self.disk = disk
+        self.registry, self.store, self.disk = registry, store, disk
         self._backups = backups
         self.now_ms = now_ms
         self.started_at = time.monotonic()
@@ -112,6 +111,7 @@ class NodeService:
         self.snapshots: SnapshotsPort | None = None
         self.changes: ChangesPort | None = None
         self.steward: StewardPort | None = None
+        self.lookout: LookoutPort | None = None
 
     def attach(
         self,
@@ -204,7 +204,7 @@ class NodeService:
         submission = parse() if len(body) <= INLINE_BODY_BYTES_MAX else await asyncio.to_thread(parse)
         command = submission.command
         command = msgspec.structs.replace(command, offer=self._offer(command.branches[0].ritual))
-        answer = await self._propose(command)
+        answer = await self.propose(command)
         status = self.status
         session = self.read(lambda txn: queries.get_session(txn, command.session_id))
         is_new = session.submit_index == answer.index if session is not None else answer.changed > 0
@@ -214,7 +214,7 @@ class NodeService:
     async def cancel(self, session_id: SessionId, reason: str) -> Reading[Session]:
         """Cancels what is not terminal; a finished session is answered as it stands."""
         command = CancelSession(session_id=session_id, reason=reason[:REASON_CHARACTERS_MAX], at_ms=self.now_ms())
-        await self._propose(command)
+        await self.propose(command)
         return await self.get_session(session_id)
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ class NodeService:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    async def _propose(self, command: AnyCommand) -> Applied:
+    async def propose(self, command: AnyCommand) -> Applied:
         self.disk.check_writing()
         try:
             answer = await self._attached().propose(command, PROPOSE_S)

@@ -18,7 +18,7 @@ from consensus.state import versions as command_versions
 from consensus.state.rows import Member
 from mesh.handshake import PROTOCOL_MAX
 from node import __version__
-from node.service import trust, voting
+from node.service import liveness, trust, voting
 from node.service.errors import ServiceError
 from node.service.ports import GroupStatus
 from node.service.readings import Level
@@ -32,6 +32,7 @@ PROGRESS_S_MAX: Final = 15.0
 """A command must have been applied within this; the leader commits a canary every few seconds if nothing else does."""
 
 DISK_FREE_BYTES_WARN: Final = 1 << 30
+LEFT: Final = "this node has left the mesh: stop it; starting it again brings it back"
 _FORMATS: Final = {
     "link_protocol": PROTOCOL_MAX,
     "storage_format": STORAGE_FORMAT,
@@ -69,11 +70,11 @@ def readiness(service: NodeService) -> list[Check]:
     checks.append(Check("progress", age_s is not None and age_s <= PROGRESS_S_MAX, detail))
     if status.is_removed:
         checks.append(Check("removed", False, voting.REMOVED))
-    is_member = any(
-        row.node_id == service.facts.node_id and row.instance_id == service.facts.instance_id
-        for row in _members(service)
-    )
+    own = next((row for row in _members(service) if row.node_id == service.facts.node_id), None)
+    is_member = own is not None and own.instance_id == service.facts.instance_id
     checks.append(Check("membership", is_member, "registered" if is_member else "this start is not registered yet"))
+    if own is not None and is_member and own.status == "left":
+        checks.append(Check("left", False, LEFT))
     checks.append(Check("disk", service.disk.space is not Space.FULL, f"space is {service.disk.space.value}"))
     if service.hub.is_closed:
         checks.append(Check("staying", False, "this node is stopping"))
@@ -106,6 +107,7 @@ def document(service: NodeService, level: Level = "stale") -> dict[str, Any]:
         "membership": voting.document(
             status, facts.node_id, names, () if service.steward is None else service.steward.actions
         ),
+        "liveness": liveness.document(service, members, names, is_leading=leader == facts.node_id),
         **trust.document(service),
         "peers": [_told(peer, "certificate_ends_at_ms") for peer in peers],
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],
@@ -120,7 +122,7 @@ def document(service: NodeService, level: Level = "stale") -> dict[str, Any]:
         "versions": {**versions(), "mesh_command_version": command_versions.common(members)},
         "http_address": facts.http_address,
         "uptime_s": round(time.monotonic() - service.started_at, 3),
-        "warnings": warnings(service, checks, peers, members, leader),
+        "warnings": warnings(service, checks, peers, members, leader, names),
     }  # fmt: skip
 
 
@@ -130,6 +132,7 @@ def warnings(
     peers: list[dict[str, Any]],
     members: list[Member],
     leader: NodeId | None,
+    names: dict[NodeId, str],
 ) -> list[str]:
     """What an operator should know, in words; empty is good."""
     found = [f"not ready: {check.detail}" for check in checks if not check.ok]
@@ -139,6 +142,7 @@ def warnings(
         if peer.get("state") == "down":
             found.append(f"no link to {peer.get('name') or peer.get('node_id')}")
     found.extend(f"member {row.name} is dead: its work goes on elsewhere" for row in members if row.status == "dead")
+    found.extend(liveness.warnings(service, members, names, is_leading=leader == service.facts.node_id))
     found.extend(trust.warnings(service))
     if service.mesh.counters().get("superseded_mesh"):
         found.append(

@@ -25,17 +25,19 @@ async def change(service: NodeService, member: str, action: str, by: str, *, is_
     """Raises ServiceError. What was done, or with `is_dry_run` what would be; the same document."""
     if service.changes is None:
         raise ServiceError("forming", "This node does not belong to a mesh yet.", "See /status for what it waits for.")
-    node = _find(service, member)
+    node = find(service, member)
     match action:
         case "replace":
             if not by:
                 raise ServiceError("invalid_argument", "It is not said by whom.", "Name a standby: by=NAME.")
-            changes = [Change("promote", _find(service, by)), Change("remove", node)]
+            changes = [Change("promote", find(service, by)), Change("remove", node)]
         case "remove" | "promote" | "demote":
             changes = [Change(action, node, is_resting=action == "demote")]
         case _:
             raise ServiceError(
-                "invalid_argument", f"There is no action {action[:40]!r}.", f"Allowed: {', '.join(ACTIONS)}."
+                "invalid_argument",
+                f"There is no action {action[:40]!r}.",
+                f"Allowed: {', '.join(ACTIONS)}, drain, undrain, leave.",
             )
     try:
         plan = await service.changes.ask(changes, is_dry_run=is_dry_run, deadline_s=DEADLINE_S)
@@ -51,8 +53,8 @@ async def change(service: NodeService, member: str, action: str, by: str, *, is_
         "allowed": plan.refusal is None,
         "refusal": None if plan.refusal is None else {"code": plan.refusal.code, "message": plan.refusal.message},
         "steps": [{"kind": step.kind, "node_id": step.node_id, "name": names.get(step.node_id)} for step in plan.steps],
-        "before": _quorum(plan.before),
-        "after": _quorum(plan.after),
+        "before": quorum(plan.before),
+        "after": quorum(plan.after),
     }
 
 
@@ -77,9 +79,11 @@ def document(status: GroupStatus | None, own: NodeId, names: Mapping[NodeId, str
     }
 
 
-def standing_of(status: GroupStatus, node: NodeId) -> str:
-    """`voter`, `standby` (caught up, or not known because this node does not lead), `learner`, `removed`, `none`."""
+def standing_of(status: GroupStatus, node: NodeId, *, has_left: bool = False) -> str:
+    """`left`, `voter`, `standby` (caught up, or not known as this node does not lead), `learner`, `removed`, `none`."""
     configuration = status.configuration
+    if has_left:
+        return "left"
     if node in configuration.removed or (node == status.node_id and status.is_removed):
         return "removed"
     if node in configuration.voters:
@@ -89,16 +93,16 @@ def standing_of(status: GroupStatus, node: NodeId) -> str:
     return "none"
 
 
-def _quorum(quorum: Quorum) -> dict[str, int]:
+def quorum(it: Quorum) -> dict[str, int]:
     return {
-        "voters": quorum.voters,
-        "majority": quorum.majority,
-        "healthy": quorum.healthy,
-        "survives": quorum.survives,
+        "voters": it.voters,
+        "majority": it.majority,
+        "healthy": it.healthy,
+        "survives": it.survives,
     }
 
 
-def _find(service: NodeService, text: str) -> NodeId:
+def find(service: NodeService, text: str) -> NodeId:
     """An id, or a name that only one node has. Members of the mesh come before those that were: a machine that joined
     again, under a new id, has the name that it had."""
     names, configuration = service.names(), service.status.configuration

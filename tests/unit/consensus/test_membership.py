@@ -40,6 +40,8 @@ def code(configuration: Configuration, kind: ChangeKind, node: NodeId, standing:
         ("demote", B, Configuration((A, C), (B, D))),
         ("remove", B, Configuration((A, C), (D,), (B,))),
         ("remove", D, Configuration((A, B, C), (), (D,))),
+        ("leave", B, Configuration((A, C), (D,))),
+        ("leave", D, Configuration((A, B, C))),
     ],
 )
 def test_a_change_is_made_and_asked_for_again_it_is_made_already(
@@ -63,6 +65,15 @@ def test_what_is_refused() -> None:
     assert code(Configuration((A,), many), "add", B) == "too_many_learners"
     voters = (A, *many[: VOTERS_MAX - 1])
     assert code(Configuration(voters, (D,)), "promote", D) == "too_many_voters"
+
+
+def test_who_has_left_may_come_back_and_who_was_removed_may_not() -> None:
+    left = judge(THREE, Change("leave", B), ALL)
+    assert isinstance(left, Configuration)
+    assert judge(left, Change("add", B), ALL) == Configuration((A, C), (B, D))
+    assert judge(left, Change("leave", B), ALL) is left
+    assert code(Configuration((A,), (D,)), "leave", A) == "last_voter"
+    assert code(THREE, "leave", B, Standing(A, frozenset((B, D)))) == "quorum_lost"
 
 
 def test_never_fewer_healthy_voters_than_a_majority() -> None:
