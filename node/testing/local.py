@@ -41,7 +41,9 @@ class DaemonMesh(Harness):
         self[name].kill()
 
     def stop(self, name: str) -> None:
-        self[name].stop()
+        code = self[name].stop()
+        if code != 0:
+            raise MeshTestError(f"{name} stopped with exit code {code}\n{self[name].last_words()}")
 
     def pause(self, name: str) -> None:
         self[name].signal(signal.SIGSTOP)

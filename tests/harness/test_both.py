@@ -122,20 +122,6 @@ def test_a_slow_link(mesh: MeshUnderTest) -> None:
     assert mesh.now - began >= 0.4
 
 
-def test_an_edge_outlives_all_cores(mesh: MeshUnderTest) -> None:
-    mesh.start(edges=1)
-    done = submit(mesh, "echo", 3, on="edge-1")
-    assert mesh.wait_session(done, on="edge-1")["status"] == "completed"
-    cores = [name for name in mesh.nodes() if name.startswith("core")]
-    for name in cores:
-        mesh.kill(name)
-    mesh.wait("it knows of no leader", lambda: (mesh.status("edge-1") or {}).get("leader") is None)
-    assert mesh.session(done, on="edge-1")["status"] == "completed"
-    for name in cores:
-        mesh.restart(name)
-    assert mesh.wait_ready() in cores
-
-
 def test_leaves_find_another_parent(mesh: MeshUnderTest) -> None:
     mesh.start(edges=1, leaves=2, rituals=[ponder])
 

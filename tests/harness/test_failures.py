@@ -143,3 +143,20 @@ def test_submission_repeated_over_a_leader_change_is_one_session(mesh: MeshUnder
     assert [session["id"] for session in listed] == [body["id"]]
     other = mesh.any_running().call("POST", "/v1/sessions", {**body, "thought": "twice"})
     assert (other.status, other.body["code"]) == (409, "session_exists")
+
+
+def test_rolling_restart_under_load_fails_nothing(mesh: MeshUnderTest) -> None:
+    mesh.start(settings={"execution": {"async_slots": 4}})
+    seconds = [0.3, 3.0, 0.3, 0.3]
+    branches = [
+        {"ritual": "wait", "task": f"wait {i}", "parameters": {"seconds": seconds[i % 4]}, "attempts_max": 1}
+        for i in range(48)
+    ]
+    session = mesh.submit(thought="roll", branches=branches)
+    for name in mesh.nodes():
+        mesh.stop(name)
+        mesh.restart(name)
+        mesh.wait_ready()
+    ended = mesh.wait_session(session["id"])
+    assert (ended["completed"], ended["failed"]) == (48, 0)
+    check_recorded_once(mesh, session["id"], 48)

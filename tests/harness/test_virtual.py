@@ -116,3 +116,11 @@ def test_a_wait_that_fails_says_what_the_nodes_said_and_how_to_replay(mesh: Virt
 def test_numbers_that_make_no_mesh_are_refused(mesh: VirtualMesh, cores: int) -> None:
     with pytest.raises(MeshTestError, match="start 1, 3 or more"):
         mesh.start(cores=cores)
+
+
+def test_it_is_not_for_tests_with_a_loop_of_their_own(mesh: VirtualMesh) -> None:
+    async def test() -> None:
+        mesh.start(cores=1)
+
+    with pytest.raises(MeshTestError, match="make the test a plain function"):
+        asyncio.run(test())

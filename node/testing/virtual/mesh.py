@@ -3,6 +3,7 @@
 What happens is drawn from `seed`: the same seed and the same test give the same run.
 """
 
+import asyncio
 import contextlib
 import random
 import shutil
@@ -218,6 +219,8 @@ class VirtualMesh(MeshUnderTest):
     def _inside(self) -> Iterator[None]:
         if self._is_closed:
             raise MeshTestError("the mesh is closed")
+        if asyncio.events._get_running_loop() is not None:
+            raise MeshTestError("the virtual mesh has its own loop: make the test a plain function, not `async def`")
         outside = random.getstate()
         random.setstate(self._chance)
         try:
