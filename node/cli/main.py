@@ -343,14 +343,14 @@ def _daemon(path: Path, *, is_check: bool) -> int:
         check_files(config)
     except ConfigError as error:
         raise CommandError(str(error), Exit.USAGE) from None
-    from node import logs
+    with _no_extras():
+        from node import logs
 
-    logs.configure(config.log.level, config.log.format)
-    if config.node.tier == LEAF:
-        from node.leaf.app import run
-    else:
-        with _no_authorities():
+        if config.node.tier == LEAF:
+            from node.leaf.app import run
+        else:
             from node.app import run
+    logs.configure(config.log.level, config.log.format)
     from node.rituals.builtin.reflect import ROOTS_VARIABLE
 
     if config.execution.readable_folders:  # workers inherit it
@@ -359,15 +359,21 @@ def _daemon(path: Path, *, is_check: bool) -> int:
 
 
 @contextlib.contextmanager
-def _no_authorities() -> Iterator[None]:
-    """aiohttp reads the system's certificate authorities twice when it is imported, for clients: a tenth of a second of
-    CPU on a small machine, and 2 MB. The daemon only serves."""
+def _no_extras() -> Iterator[None]:
+    """What libraries look for when they are imported and no daemon uses. aiohttp reads the system's certificate
+    authorities twice, for clients: a tenth of a second of CPU on a small machine, and 2 MB. structlog takes rich for
+    colours, if it is there: 5 MB."""
     names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, os.devnull))
+    had_rich = "rich" in sys.modules
+    if not had_rich:
+        sys.modules["rich"] = None  # type: ignore[assignment]  # importing it fails
     try:
         yield
     finally:
+        if not had_rich:
+            del sys.modules["rich"]
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

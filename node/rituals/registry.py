@@ -6,7 +6,6 @@ cannot be loaded is left out and reported in `problems` with its reason; it neve
 """
 
 import importlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -101,11 +100,23 @@ def describe_error(error: BaseException) -> str:
 
 
 def _announced() -> list[tuple[str, str, str]]:
+    if not any(_may_announce(Path(entry)) for entry in sys.path):
+        return []
+    import importlib.metadata  # 2 MB, which the many machines without packages of rituals are spared
+
     found = []
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         source = point.dist.name if point.dist is not None else "unknown distribution"
         found.append((point.name, point.value.replace(" ", ""), source))
     return sorted(set(found))
+
+
+def _may_announce(entry: Path) -> bool:
+    """Whether a package on this part of the path, other than this one, names our group. What is no folder may."""
+    if not entry.is_dir():
+        return entry.exists()
+    files = (file for file in entry.glob("*-info/entry_points.txt") if not file.parent.name.startswith("meshnode-"))
+    return any(ENTRY_POINT_GROUP in file.read_text(errors="replace") for file in files)
 
 
 def _describe(

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.bench import commits, daemons, followers, gaps, large, reference, report, sessions
+from scripts.bench import commits, daemons, followers, gaps, large, leaf, reference, report, sessions
 
 BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "commits": commits.measure,
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "clean-stop": gaps.measure,
     "cold-start": daemons.measure_cold_start,
     "idle": daemons.measure_idle,
+    "leaf": leaf.measure,
     "large": large.measure,
 }
 

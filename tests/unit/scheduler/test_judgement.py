@@ -10,6 +10,7 @@ from consensus.state.rows import Member, MemberStatus
 from node.scheduler.damping import PENALTY_MAX, Damping
 from node.scheduler.judgement import (
     CLOSED_MS,
+    ORPHAN_MS,
     SILENCE_MS,
     SUSPECT_MS,
     Evidence,
@@ -148,3 +149,29 @@ def test_losses_that_lie_far_apart_never_make_it_rest() -> None:
     for hour in range(50):
         damping.lost(M, hour * 60.0)
         assert damping.rests_s(M, hour * 60.0) == 0
+
+
+LEAF = replace(member("leaf"), tier="leaf", parent=M, parent_instance=INSTANCE)
+
+
+@pytest.mark.parametrize("link", sorted(LINKS.keys() - {"other instance", "never"}))
+def test_a_leaf_is_judged_by_its_parent_as_long_as_that_one_is_there(link: str) -> None:
+    for status in get_args(MemberStatus):
+        leaf = replace(LEAF, status=status)
+        verdicts = judge_members([member("m"), leaf], evidence(link), NOW_MS)
+        assert LEAF.node_id not in {verdict.node_id for verdict in verdicts}
+
+
+@pytest.mark.parametrize("parent_is", ["dead", "restarted", "unknown"])
+def test_an_orphan_has_some_time_to_find_another_parent(parent_is: str) -> None:
+    parents = {
+        "dead": [replace(member("m"), status="dead")],
+        "restarted": [replace(member("m"), instance_id=InstanceId("m-2"))],
+        "unknown": [],
+    }[parent_is]
+    for gone_ms, is_dead in ((SILENCE_MS + ORPHAN_MS - 1, False), (SILENCE_MS + ORPHAN_MS, True)):
+        links = {M: LinkView(is_up=parent_is == "restarted", since_ms=gone_ms, instance_id=InstanceId("m-2"))}
+        found = judge_members([*parents, LEAF], evidence("never", links=links), NOW_MS)
+        verdicts = [verdict for verdict in found if verdict.node_id == LEAF.node_id]
+        assert [(one.status, one.registered_at_ms) for one in verdicts] == ([("dead", 0)] if is_dead else [])
+        assert not judge_members([*parents, LEAF], evidence("never", links=links, is_doubting=True), NOW_MS)
