@@ -172,13 +172,16 @@ class Share:
 
     async def _give_way(self) -> None:
         """A leader without room would refuse new sessions for the whole mesh, and one that drains is to be stopped: let
-        another one lead, if there is one."""
+        another one lead, if there is one. Who drains also asks its Leaf nodes to hang on others."""
         not_before = 0.0
         while True:
             await asyncio.sleep(GIVE_WAY_LOOK_S)
+            is_draining = self.is_draining()
+            if is_draining:
+                self.parent.send_away()
             if not self._leads():
                 continue
-            if self.is_draining():
+            if is_draining:
                 await self.group.transfer_leadership()
             elif self._disk.space is not Space.OK and time.monotonic() >= not_before:
                 await self.group.transfer_leadership()
@@ -187,7 +190,9 @@ class Share:
     def _takes_no_leaf(self) -> str:
         """Why; empty if it does."""
         status = self.group.status()
-        return "quarantined" if status.is_quarantined else "removed" if status.is_removed else ""
+        if status.is_quarantined or status.is_removed:
+            return "quarantined" if status.is_quarantined else "removed"
+        return "draining" if self.is_draining() else ""
 
     def _parent_of(self, node_id: NodeId) -> NodeId | None:
         try:

@@ -37,10 +37,15 @@ def hand_back(members: Sequence[Member], leases: Sequence[Lease], now_ms: int) -
 def departures(
     members: Sequence[Member], leases: Sequence[Lease], leader: NodeId, now_ms: int
 ) -> list[SetMemberStatus]:
-    """Who has nothing left to do here. A leader that is to leave hands over first."""
-    busy = {lease.node_id for lease in leases}
+    """Who has nothing left to do here. A leader that is to leave hands over first, and a parent waits for its Leaf
+    nodes to find another one, as long as it may take for its work."""
+    busy = {leader, *(lease.node_id for lease in leases)}
+    for leaf in members:
+        parent = next((member for member in members if member.node_id == leaf.parent), None)
+        if parent is not None and leaf.status == "alive" and now_ms < (parent.hand_back_at_ms or 0):
+            busy.add(parent.node_id)
     return [
         SetMemberStatus(node_id=member.node_id, instance_id=member.instance_id, status="left", at_ms=now_ms)
         for member in members
-        if member.is_leaving and member.status != "left" and member.node_id not in {*busy, leader}
+        if member.is_leaving and member.status != "left" and member.node_id not in busy
     ]

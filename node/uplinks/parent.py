@@ -408,8 +408,8 @@ class Parent:
         found = []
         for load in sorted(self._loads(), key=lambda load: load.burden):
             addresses = self._mesh.addresses_for(load.node_id, leaf)
-            if load.node_id != self._facts.node_id and addresses:
-                row = rows[load.node_id]
+            row = rows[load.node_id]
+            if load.node_id != self._facts.node_id and addresses and not row.is_draining:
                 found.append(Alternative(row.node_id, row.name, row.tier, addresses))
         return sorted(found[:ALTERNATIVES_MAX], key=lambda one: one.node_id)
 

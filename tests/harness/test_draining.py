@@ -147,6 +147,25 @@ def test_a_standby_votes_in_the_place_of_who_leaves(mesh: VirtualMesh) -> None:
     assert actions == ["promote", "leave"], "never one vote fewer"
 
 
+def test_leaf_nodes_of_who_drains_hang_on_another(mesh: VirtualMesh) -> None:
+    mesh.start(cores=3, leaves=2, rituals=[ponder])
+
+    def parents() -> dict[str, str]:
+        found = {leaf: ((mesh.status(leaf) or {}).get("parent") or {}).get("name") for leaf in ("leaf-1", "leaf-2")}
+        return {leaf: name for leaf, name in found.items() if name}
+
+    mesh.wait("both hang on somebody", lambda: len(parents()) == 2)
+    parent = parents()["leaf-1"]
+    on = next(name for name in ("core-1", "core-2", "core-3") if name != parent)
+    session = submit(mesh, on, 60)
+    mesh.wait("the leaf works", lambda: member(mesh, "leaf-1", on)["running"])
+    ask(mesh, on, parent, action="leave", grace_s=300).expect(200)
+    mesh.wait("they have moved", lambda: len(parents()) == 2 and parent not in parents().values())
+    assert mesh.wait_session(session, on=on)["status"] == "completed"
+    assert {branch["attempt"] for branch in mesh.branches(session, on=on)} == {1}
+    mesh.wait("it has left", lambda: member(mesh, parent, on)["standing"] == "left")
+
+
 def test_nobody_leaves_whose_vote_is_needed(mesh: VirtualMesh) -> None:
     mesh.start(rituals=[ponder])
     leader, other = mesh.leader(), mesh.followers()[0]

@@ -31,6 +31,10 @@ def test_who_leaves_has_left_when_it_has_nothing_to_do_and_the_leader_hands_over
     assert (verdict.node_id, verdict.instance_id, verdict.status) == ("b", "b-1", "left")
     assert departures([leaving], [], NodeId("b"), NOW_MS) == []
     assert departures([replace(leaving, status="left"), DRAINING], [], A, NOW_MS) == []
+    leaf = replace(member("l"), parent=NodeId("b"), parent_instance=leaving.instance_id)
+    assert departures([leaving, leaf], [], A, NOW_MS - 1) == [], "its Leaf may still find another parent"
+    assert len(departures([leaving, leaf], [], A, NOW_MS)) == 1
+    assert len(departures([leaving, replace(leaf, parent=A)], [], A, NOW_MS - 1)) == 1
     dead = replace(leaving, status="dead")
     assert [type(command) for command in policy.decide(view([member("a"), dead], links={}), NOW_MS)] == [
         SetMemberStatus
