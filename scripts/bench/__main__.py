@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.bench import commits, daemons, followers, gaps, large, leaf, reference, report, sessions
+from scripts.bench import commits, daemons, followers, gaps, large, leaf, pinned, reference, report, sessions
 
 BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "commits": commits.measure,
@@ -19,7 +19,10 @@ BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "idle": daemons.measure_idle,
     "leaf": leaf.measure,
     "large": large.measure,
+    "pinned": pinned.measure,
 }
+LONG = {"pinned"}
+"""Minutes: only if named."""
 
 
 def main() -> int:
@@ -36,7 +39,7 @@ def main() -> int:
     figures: list[report.Figure] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="meshnode-bench-") as name:
         folder = Path(name)
-        for benchmark in arguments.names or BENCHMARKS:
+        for benchmark in arguments.names or [name for name in BENCHMARKS if name not in LONG]:
             print(f"{benchmark}: before {reference.describe(folder)}", file=sys.stderr, flush=True)
             measured = BENCHMARKS[benchmark](folder, arguments.runs)
             print(f"{benchmark}: after  {reference.describe(folder)}", file=sys.stderr, flush=True)
