@@ -28,6 +28,24 @@ def grind(context: Context) -> list:
     return [context.task, context.seen(["slow"])]
 
 
+EFFECTS: list[str] = []
+
+
+@ritual
+def write_twice(context: Context) -> None:
+    EFFECTS.append(f"{context.attempt} begins")
+    try:
+        time.sleep(10.0)
+        EFFECTS.append(f"{context.attempt} ends")
+    finally:
+        EFFECTS.append(f"{context.attempt} cleans up")
+
+
+@ritual
+def exits(context: Context) -> None:
+    raise KeyboardInterrupt("mine")
+
+
 @pytest.fixture
 def mesh() -> Iterator[VirtualMesh]:
     with VirtualMesh(seed=5) as mesh:
@@ -77,6 +95,32 @@ def test_a_slow_link_is_slow(mesh: VirtualMesh) -> None:
     mesh.heal()
     mesh.run_for(1.0)  # what is on its way comes first
     assert submit_s() < 0.05
+
+
+def test_a_cpu_ritual_stops_where_it_is_when_its_node_dies(mesh: VirtualMesh) -> None:
+    EFFECTS.clear()
+    mesh.start(rituals=[write_twice])
+    session = mesh.submit(thought="?", branches=[{"ritual": "write_twice", "task": "t"}])
+    mesh.run_for(5.0)
+    mesh.kill(mesh.holder(session["id"]))
+    mesh.wait_session(session["id"])
+    assert EFFECTS == ["1 begins", "2 begins", "2 ends", "2 cleans up"]
+    mesh.close()
+    assert EFFECTS[4:] == ["1 cleans up"]
+
+
+def test_whatever_a_cpu_ritual_raises_is_its_failure(mesh: VirtualMesh) -> None:
+    mesh.start(cores=1, rituals=[exits])
+    session = run(mesh, "exits", attempts_max=1)
+    assert "KeyboardInterrupt: mine" in mesh.branches(session["id"])[0]["failure"]["message"]
+
+
+def test_a_cpu_ritual_asks_the_mesh_from_a_leaf_too(mesh: VirtualMesh) -> None:
+    mesh.start(cores=1, leaves=1, rituals=[ponder, grind], settings={"execution": {"slots": 2}})
+    run(mesh, "ponder")
+    session = run(mesh, "grind", 4)
+    assert {mesh.holder(session["id"], index) for index in range(4)} == {"core-1", "leaf-1"}
+    assert [mesh.branch(session["id"], i)["knowledge"]["result"] for i in range(4)] == [["t", {"slow": 1}]] * 4
 
 
 def test_a_node_that_was_away_for_long_gets_a_snapshot_or_the_log(mesh: VirtualMesh) -> None:

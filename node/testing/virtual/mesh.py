@@ -26,9 +26,10 @@ from node.testing.harness import (
     node_names,
     tier_of,
 )
+from node.testing.virtual.lockstep import Lockstep
 from node.testing.virtual.loop import Life, LoopClock
 from node.testing.virtual.network import Network
-from node.testing.virtual.parts import registry_of, virtual_parts
+from node.testing.virtual.parts import forget_applications, registry_of, virtual_parts
 from node.testing.virtual.process import Machine, Process
 from node.testing.virtual.requests import request
 from node.testing.virtual.time import virtual_time
@@ -55,6 +56,8 @@ class VirtualMesh(MeshUnderTest):
         self._network = Network(self._clock.loop, random.Random(self._dice.random()))  # noqa: S311
         self._machines: dict[str, Machine] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="meshnode-"))
+        self.locksteps: dict[Lockstep, None] = {}
+        """CPU rituals that are not done, also those whose node is dead."""
         self._is_closed = False
 
     # -- time --
@@ -172,7 +175,10 @@ class VirtualMesh(MeshUnderTest):
             for machine in self._machines.values():
                 if machine.process is not None:
                     machine.process.is_alive = False
+            for ritual in [*self.locksteps]:
+                ritual.end()
             self._clock.close()
+            forget_applications()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     # -- within --

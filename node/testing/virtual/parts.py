@@ -5,9 +5,12 @@ served by the same application.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
+
+import aiohttp.web_app
 
 import mesh.links.listener
 import node.app
@@ -21,6 +24,7 @@ from node.config import Config
 from node.rituals.definition import declaration_of
 from node.rituals.registry import Registry
 from node.testing.virtual.driver import VirtualGroup
+from node.testing.virtual.lockstep import sleep
 from node.testing.virtual.network import Network, VirtualSocket
 from node.testing.virtual.process import current_process
 from node.testing.virtual.worker import VirtualWorker, spawn
@@ -48,6 +52,13 @@ class VirtualLock:
 
     def release(self) -> None:
         pass
+
+
+def forget_applications() -> None:
+    """aiohttp remembers how it answered the last thousand kinds of requests, and with them whole nodes."""
+    remembered = getattr(aiohttp.web_app, "_cached_build_middleware", None)
+    if remembered is not None:
+        remembered.cache_clear()
 
 
 def registry_of(installed: Registry, given: Any) -> Registry:
@@ -82,6 +93,7 @@ def virtual_parts(network: Network) -> Iterator[None]:
             (node.leaf.app, "DirectoryLock", VirtualLock),
             (node.http.inward, "socket", network),
             (node.share, "Group", VirtualGroup),
+            (time, "sleep", sleep),
             (node.executor.pool, "spawn", spawn),
             (node.executor.pool, "WorkerProcess", VirtualWorker),
             (mesh.links.listener, "open_sockets", open_sockets),

@@ -19,6 +19,7 @@ from node.config import Config
 from node.leaf.app import Leaf
 from node.rituals.context import Context
 from node.testing.harness import DEADLINE_S, Answer
+from node.testing.virtual.lockstep import Lockstep
 from node.testing.virtual.loop import CURRENT, Life
 from node.testing.virtual.network import Host
 from node.wiring import STORE_TABLES
@@ -56,6 +57,16 @@ class Process(Life):
     def stop(self) -> None:
         """It ends by itself soon."""
         self._stopping.set()
+
+    def lockstep(self, work: Callable[[], Callable[[], list[Any]]]) -> Lockstep:
+        """A CPU ritual, which the mesh ends at last."""
+        ritual = Lockstep(work)
+        self.machine.mesh.locksteps[ritual] = None
+        return ritual
+
+    def forget(self, ritual: Lockstep) -> None:
+        """It is done."""
+        del self.machine.mesh.locksteps[ritual]
 
     def next_pid(self) -> int:
         """Of its next worker."""

@@ -1,15 +1,14 @@
 """Workers without processes: rituals run on the virtual loop, through the messages of real workers.
 
-An async ritual runs beside all others, `asyncio.sleep` takes virtual time. A CPU ritual is called at once and its end
-is told when its virtual time is over: what it slept (`time.sleep`), plus what the mesh was told that it takes.
+An async ritual runs beside all others, `asyncio.sleep` takes virtual time. A CPU ritual runs in lockstep with the loop,
+`time.sleep` takes virtual time, and its end is told after what the mesh was told that it takes besides.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any
-from unittest import mock
+from typing import Any, assert_never
 
 import msgspec
 
@@ -22,6 +21,7 @@ from node.executor.reports import Reports
 from node.executor.running import LoadedRitual, Rituals, failure_of, finished
 from node.rituals.context import Context
 from node.rituals.definition import declaration_of
+from node.testing.virtual.lockstep import Ask, Done, Ended, Lockstep, Sleep
 from node.testing.virtual.process import Process, current_process
 
 START_S = 0.1
@@ -56,7 +56,6 @@ class VirtualWorker:
         self.running: set[int] = set()
         self.exited: asyncio.Future[None] = loop.create_future()
         self._owner: Owner = owner
-        self.lookup_patterns = owner._lookup_patterns
         self._loop = loop
         self._does: _Async | _Cpu | None = None
 
@@ -138,54 +137,66 @@ class _Async(AsyncWorker):
 
 
 class _Cpu:
-    """As `node.executor.worker.CpuWorker`."""
+    """As `node.executor.worker.CpuWorker`, on a thread in lockstep with the loop."""
 
     def __init__(self, worker: VirtualWorker, rituals: Rituals) -> None:
         self._worker = worker
+        self._loop = worker._loop
         self._rituals = rituals
         self._reports = Reports(lambda: None)
         self._inputs: list[Any] = []
+        self._key = 0
+        self._declared_s = 0.0
+        self._ritual: Lockstep | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def handle(self, message: list[Any]) -> None:
         if message[0] == protocol.INPUTS:
             self._inputs += message[2]
+        elif message[0] == protocol.SEEN_REPLY:
+            self._go(message[3])
         elif message[0] == protocol.RUN:
             inputs, self._inputs = self._inputs, []
-            self._run(message, inputs)
+            self._key = message[1]
+            self._declared_s = self._worker.process.cpu_s.get(message[2], 0.0)
+            self._ritual = self._worker.process.lockstep(lambda: self._run(message, inputs))
+            self._go()
 
     def end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _run(self, message: list[Any], inputs: list[Any]) -> None:
-        key, name = message[1], message[2]
-        started, slept, version = time.perf_counter(), 0.0, ""
+    def _go(self, granted: Any = None) -> None:
+        assert self._ritual is not None
+        wish = self._ritual.go(granted)
+        if reports := self._reports.take_all():
+            self._worker.say(reports)
+        match wish:
+            case Sleep(seconds):
+                self._timer = self._loop.call_later(seconds, self._go)
+            case Ask(phrases):
+                self._worker.say([[protocol.SEEN, self._key, 1, phrases]])
+            case Done(answer):
+                self._worker.process.forget(self._ritual)
+                self._timer = self._loop.call_later(self._declared_s, lambda: self._worker.say([answer()]))
+            case _:
+                assert_never(wish)
 
-        def sleep(seconds: float) -> None:
-            nonlocal slept
-            slept += seconds
+    # -- on the thread of the ritual --
 
-        def ended(answer: Callable[[], list[Any]]) -> None:
-            self._worker.say([*self._reports.take_all(), answer()])
-
+    def _run(self, message: list[Any], inputs: list[Any]) -> Callable[[], list[Any]]:
+        key, started, version = message[1], time.perf_counter(), ""
         try:
-            ritual = self._rituals.load(name)
+            ritual = self._rituals.load(message[2])
             version = ritual.version
-            with mock.patch.object(time, "sleep", sleep):
-                value = ritual.function(ritual.context(message, inputs, self))
-        except KeyboardInterrupt:
-            raise  # of the person who runs the tests
-        except BaseException as raised:
-            error = raised
-            answer = lambda: failure_of(key, started, version, error)  # noqa: E731
-        else:
-            bytes_max = CONSOLIDATION_BYTES_MAX if message[10] else KNOWLEDGE_BYTES_MAX
-            answer = lambda: finished(key, started, version, value, bytes_max)  # noqa: E731
-        duration_s = slept + self._worker.process.cpu_s.get(name, 0.0)
-        self._timer = self._worker._loop.call_later(duration_s, ended, answer)
-
-    # the Reporter of contexts
+            value = ritual.function(ritual.context(message, inputs, self))
+        except Ended:
+            raise
+        except BaseException as error:
+            failure = error
+            return lambda: failure_of(key, started, version, failure)
+        bytes_max = CONSOLIDATION_BYTES_MAX if message[10] else KNOWLEDGE_BYTES_MAX
+        return lambda: finished(key, started, version, value, bytes_max)
 
     def progress(self, key: int, fraction: float | None, message: str) -> None:
         self._reports.progress(key, fraction, message)
@@ -194,11 +205,9 @@ class _Cpu:
         self._reports.log(key, line)
 
     def seen(self, key: int, phrases: list[str]) -> dict[str, int]:
-        counts = self._worker.lookup_patterns([str(phrase) for phrase in phrases[:SEEN_PHRASES_MAX]])
-        if not isinstance(counts, Mapping):
-            counts.close()
-            raise RuntimeError("on a Leaf of the virtual mesh a CPU ritual cannot wait for `seen`: use processes")
-        return {phrase: count for phrase, count in counts.items() if count}
+        assert self._ritual is not None
+        counts: dict[str, int] = self._ritual.wish(Ask([str(phrase) for phrase in phrases[:SEEN_PHRASES_MAX]]))
+        return counts
 
     async def seen_async(self, key: int, phrases: list[str]) -> dict[str, int]:
         return self.seen(key, phrases)
