@@ -172,16 +172,13 @@ class Share:
 
     async def _give_way(self) -> None:
         """A leader without room would refuse new sessions for the whole mesh, and one that drains is to be stopped: let
-        another one lead, if there is one. Who drains also asks its Leaf nodes to hang on others."""
+        another one lead, if there is one."""
         not_before = 0.0
         while True:
             await asyncio.sleep(GIVE_WAY_LOOK_S)
-            is_draining = self.is_draining()
-            if is_draining:
-                self.parent.send_away()
             if not self._leads():
                 continue
-            if is_draining:
+            if self.is_draining():
                 await self.group.transfer_leadership()
             elif self._disk.space is not Space.OK and time.monotonic() >= not_before:
                 await self.group.transfer_leadership()
@@ -190,16 +187,15 @@ class Share:
     def _takes_no_leaf(self) -> str:
         """Why; empty if it does."""
         status = self.group.status()
-        if status.is_quarantined or status.is_removed:
-            return "quarantined" if status.is_quarantined else "removed"
-        return "draining" if self.is_draining() else ""
+        reasons = {
+            "quarantined": status.is_quarantined,
+            "removed": status.is_removed or self.has_left(),
+            "draining": self.is_draining(),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
     def _parent_of(self, node_id: NodeId) -> NodeId | None:
-        try:
-            with self.group.read() as txn:
-                member = queries.get_member(txn, node_id)
-        except (ConsensusError, StorageError):
-            return None
+        member = self._member(node_id)
         return None if member is None else member.parent
 
     def _may_join(self, peer: NodeId) -> bool:

@@ -6,6 +6,7 @@ Rules:
 - outcomes are recorded by this node's reporter and answered when the state machine has answered. They carry the proof
   of the Leaf that made them; a Leaf delivers what a former start of it left before it registers.
 - a Leaf whose uplink is gone is said to be dead by its parent alone, and only as long as it is registered here.
+- a parent that takes no Leaf any more (it drains, say) sends those that it has to others, and keeps who cannot go.
 - a Leaf that is attached here and registered elsewhere, or dead, is told to register again: the last word is its own.
 """
 
@@ -152,16 +153,12 @@ class Parent:
             if leaf.pushing is not None:
                 leaf.pushing.cancel()
 
-    def send_away(self, count: int | None = None) -> int:
-        """Ask so many Leaf nodes (all of them) to hang on another node; answers how many were asked."""
-        asked = 0
-        for leaf in list(self._leaves.values())[:count]:
+    def _send_away(self) -> None:
+        for number, leaf in enumerate(self._leaves.values()):
             alternatives = self._alternatives(leaf.node_id)
             if alternatives:
-                to = alternatives[asked % len(alternatives)]
+                to = alternatives[number % len(alternatives)]
                 self._mesh.notify(leaf.node_id, messages.MOVE, messages.encode(to))
-                asked += 1
-        return asked
 
     # --- what a Leaf asks ---
 
@@ -202,6 +199,9 @@ class Parent:
 
     async def _register(self, peer: NodeId, payload: bytes) -> bytes:
         leaf, offer = self._attached(peer), messages.decode(payload, Register)
+        member = self._member(peer)
+        if member is not None and member.status == "left" and member.instance_id == leaf.instance_id:
+            raise UplinkError("left", "this Leaf has left the mesh: start it again to come back")
         command = RegisterMember(
             node_id=peer,
             instance_id=leaf.instance_id,
@@ -345,6 +345,8 @@ class Parent:
             if self._leaves and now - told_at >= TELL_PERIOD_S:
                 told_at = now
                 self._tell()
+                if self._accepts():
+                    self._send_away()
             if self._leaves and now - max(balanced_at, self._settled_at) >= BALANCE_PERIOD_S:
                 balanced_at = now
                 self._balance()
@@ -390,7 +392,7 @@ class Parent:
     def _members(self) -> list[Member]:
         try:
             with self._consensus.read() as txn:
-                return [member for member in queries.members(txn) if member.status == "alive"]
+                return [row for row in queries.members(txn) if row.status == "alive"]
         except (ConsensusError, StorageError):
             return []
 
@@ -400,7 +402,11 @@ class Parent:
         for member in members:
             if member.parent is not None:
                 taken[member.parent] = taken.get(member.parent, 0) + 1
-        return [Load(row.node_id, row.tier, taken.get(row.node_id, 0)) for row in members if row.tier != "leaf"]
+        return [
+            Load(row.node_id, row.tier, taken.get(row.node_id, 0))
+            for row in members
+            if row.tier != "leaf" and not row.is_draining
+        ]
 
     def _alternatives(self, leaf: NodeId) -> list[Alternative]:
         """In the order of their ids, so that what is told changes only when there is news."""
@@ -408,8 +414,8 @@ class Parent:
         found = []
         for load in sorted(self._loads(), key=lambda load: load.burden):
             addresses = self._mesh.addresses_for(load.node_id, leaf)
-            row = rows[load.node_id]
-            if load.node_id != self._facts.node_id and addresses and not row.is_draining:
+            if load.node_id != self._facts.node_id and addresses:
+                row = rows[load.node_id]
                 found.append(Alternative(row.node_id, row.name, row.tier, addresses))
         return sorted(found[:ALTERNATIVES_MAX], key=lambda one: one.node_id)
 

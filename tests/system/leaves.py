@@ -17,22 +17,37 @@ def add_leaf(
     zeroconf: bool = False,
 ) -> Daemon:
     """Not yet started. `seeds`: names of nodes; all of them if it is not given."""
+    return add_node(mesh, name, "leaf", seeds=seeds, settings=settings, zeroconf=zeroconf)
+
+
+def add_node(
+    mesh: LocalMesh,
+    name: str,
+    tier: str,
+    *,
+    seeds: list[str] | None = None,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    zeroconf: bool = False,
+) -> Daemon:
+    http_port, mesh_port = free_ports(2)
     daemon = Daemon(
         name=name,
         directory=mesh.directory / name,
         http_host="127.0.0.1",
-        http_port=free_ports(1)[0],
-        mesh_port=0,
+        http_port=http_port,
+        mesh_port=0 if tier == "leaf" else mesh_port,
     )
     daemon.directory.mkdir(exist_ok=True)
     nodes = [mesh[seed] for seed in (list(mesh.daemons) if seeds is None else seeds)]
     document = node_document(
         name=name,
-        tier="leaf",
+        tier=tier,
         directory=daemon.directory,
         mesh={
             "name": mesh.name,
             "secret_file": str(mesh.secret_file),
+            "bind": "127.0.0.1",
+            "port": daemon.mesh_port or 7781,
             "zeroconf": zeroconf,
             "seeds": [f"127.0.0.1:{node.mesh_port}" for node in nodes if node.mesh_port],
         },

@@ -6,7 +6,17 @@ import signal
 from pathlib import Path
 
 from node.testing import Daemon, LocalMesh
-from tests.system.leaves import add_leaf, attempts, branches, only_leaves, parent_of, wait_parent, waits, where
+from tests.system.leaves import (
+    add_leaf,
+    add_node,
+    attempts,
+    branches,
+    only_leaves,
+    parent_of,
+    wait_parent,
+    waits,
+    where,
+)
 
 
 def small_mesh(directory: Path, cores: int = 1) -> LocalMesh:
@@ -179,3 +189,39 @@ def test_a_leaf_waits_for_a_mesh_to_be_founded(tmp_path: Path) -> None:
         mesh["node-3"].start()
         assert wait_parent(mesh, leaf) == "node-1"
         assert parent_of(leaf) == "node-1"
+
+
+def test_leaves_go_where_there_is_room_when_an_edge_joins(tmp_path: Path) -> None:
+    with small_mesh(tmp_path / "mesh") as mesh:
+        leaves = [add_leaf(mesh, f"leaf-{number}") for number in range(6)]
+        mesh.start()
+        for leaf in leaves:
+            assert wait_parent(mesh, leaf) == "node-1"
+        session = mesh.submit(thought="x", branches=waits(40, 8.0), on="node-1")
+        mesh.wait("all work", lambda: mesh.session(session["id"], on="node-1")["processing"] == 40)
+        edge = add_node(mesh, "edge-1", "edge")
+        edge.start()
+
+        def has_moved() -> bool:
+            parents = [parent_of(leaf) for leaf in leaves]
+            return parents.count("edge-1") >= 3
+
+        mesh.wait("some hang on the edge", has_moved, 60)
+        assert mesh.wait_session(session["id"], on="node-1")["completed"] == 40
+        assert {row["attempt"] for row in branches(mesh["node-1"], session["id"])} == {1}, "moving costs no work"
+        mesh["node-1"].call("POST", "/v1/members/edge-1/change", {"action": "drain"}).expect(200)
+        for leaf in leaves:
+            mesh.wait(f"{leaf.name} is back", lambda leaf=leaf: parent_of(leaf) == "node-1")  # type: ignore[misc]
+
+
+def test_a_leaf_finds_its_parent_by_multicast_and_remembers_it(tmp_path: Path) -> None:
+    with LocalMesh(tmp_path / "mesh", cores=1, settings={"mesh": {"interfaces": ["lo"]}}) as mesh:
+        leaf = add_leaf(mesh, seeds=[], zeroconf=True, settings={"mesh": {"interfaces": ["lo"]}})
+        mesh.start()
+        assert wait_parent(mesh, leaf) == "node-1"
+        assert event(leaf, "looking_by_multicast")
+        assert leaf.stop() == 0
+        leaf.log_path.unlink()
+        leaf.start()
+        wait_parent(mesh, leaf)
+        assert not event(leaf, "looking_by_multicast"), "it knows where to go"
