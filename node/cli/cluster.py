@@ -62,7 +62,7 @@ def nodes_text(answer: Mapping[str, Any]) -> str:
             row["name"],
             row["node_id"],
             row["tier"] + (" (leader)" if row["node_id"] == leader else ""),
-            f"{row['status']}, {row['draining']}" if row.get("draining") else row["status"],
+            row.get("draining") if row["status"] == "alive" and row.get("draining") else row["status"],
             row.get("standing"),
             f"{row['slots']}+{row['async_slots']}",
             row["address"],

@@ -22,6 +22,10 @@ _STATUS_COLOURS = {
     "left": "yellow",
     "failed": "red",
     "dead": "red",
+    "suspect": "yellow",
+    "draining": "yellow",
+    "drained": "yellow",
+    "leaving": "yellow",
     "down": "red",
     "fail": "red",
 }

@@ -40,7 +40,8 @@ async def change(
     hand_back_at_ms = None if action == "undrain" else service.now_ms() + int((grace_s or 0.0) * 1000)
     if grace_s is None and action != "undrain":
         hand_back_at_ms = service.now_ms() + int(GRACE_S * 1000)
-    if not is_dry_run:
+    has_left = action == "leave" and member.status == "left"
+    if not is_dry_run and not has_left:
         if refusal is not None:
             raise ServiceError(
                 "change_refused", f"The change was refused: {refusal['message']}.", "See meshnode nodes.",

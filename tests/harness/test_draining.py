@@ -106,6 +106,8 @@ def test_a_node_leaves_and_comes_back_by_being_started(mesh: VirtualMesh) -> Non
     assert member(mesh, leaver, leader)["status"] == "left"
     assert member(mesh, leaver, leader)["standing"] == "left"
     assert member(mesh, leaver, leaver)["standing"] == "left", "it knows itself"
+    ask(mesh, leader, leaver, action="leave").expect(200)
+    assert ask(mesh, leader, leaver, action="drain").expect(409)["reason"] == "has_left"
     mesh.run_for(20.0)
     assert voters(mesh, leader) == {leader, other}, "it does not come back by itself"
     assert mesh.call(leaver, "GET", "/readyz").status == 503

@@ -24,6 +24,9 @@ def test_nodes_is_a_table(node: FakeNode, capsys: pytest.CaptureFixture[str]) ->
     assert lines[0].split() == ["name", "id", "tier", "status", "standing", "slots", "address", "software", "secret"]
     assert lines[1].split() == ["ann", NODE, "core", "(leader)", "alive", "-", "2+100", "10.0.0.1:7781", "0.1.0", "-"]
     assert lines[2].split()[3] == "dead"
+    node.on("/v1/members", {"members": [member(draining="drained")], "leader": NODE})
+    assert main(["nodes"]) == Exit.OK
+    assert " drained " in capsys.readouterr().out
     assert "\x1b" not in "".join(lines)
 
 
