@@ -1,5 +1,6 @@
 """Whole nodes under a mix of faults that each seed draws: what was accepted is done once, whatever is killed or cut."""
 
+import os
 import random
 import uuid
 
@@ -10,6 +11,8 @@ from node.testing.harness import UNREACHED
 from tests.harness.test_failures import check_recorded_once
 
 ROUNDS = 25
+
+SEEDS = 12 * int(os.environ.get("SIMULATION_SEEDS", "100")) // 100
 
 BLOWS = ("kill", "kill", "restart", "stop", "pause", "resume", "partition", "cut", "slow", "heal", "")
 
@@ -60,7 +63,7 @@ class Nemesis:
         self.mesh.heal()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_what_was_accepted_is_done_once(seed: int) -> None:
     cores, edges, leaves = SHAPES[seed % len(SHAPES)]
     accepted: dict[str, int] = {}

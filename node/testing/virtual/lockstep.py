@@ -1,4 +1,5 @@
-"""A CPU ritual on a thread that runs only while the loop waits for it: it may block, and still nothing happens at once.
+"""A CPU ritual on a thread that runs only while the loop waits for it: it may block, and yet no two things ever run
+side by side.
 
 When its worker is killed it stops where it is, as a process would; what it has in `finally` runs when the mesh is
 closed, because a thread cannot be thrown away.
