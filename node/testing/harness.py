@@ -21,6 +21,7 @@ DEADLINE_S = 30.0
 """Default for everything that waits: far beyond the usual, so that only a real failure meets it."""
 
 SESSION_DEADLINE_S = 60.0
+START_DEADLINE_S = 60.0
 LONG_POLL_S = 5.0
 FOUNDERS = (1, 3, 5, 7)
 TERMINAL = ("completed", "failed", "cancelled")
@@ -241,7 +242,7 @@ class MeshUnderTest(Harness):
         rituals: Sequence[RitualFunction] = (),
         cpu_s: Mapping[str, float] | None = None,
         settings: Mapping[str, Mapping[str, object]] | None = None,
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float = START_DEADLINE_S,
     ) -> str:
         """Starts all nodes and waits until they serve; answers the leader's name. `rituals`: functions that every node
         offers under their names. `cpu_s`: how long a CPU ritual takes on the virtual clock, by name; processes take

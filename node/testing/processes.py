@@ -9,10 +9,11 @@ from pathlib import Path
 
 from mesh.secrets import MeshSecret
 from node.rituals.registry import child_environment
+from node.testing import relayed
 from node.testing.daemon import Daemon
 from node.testing.files import free_ports, node_document, to_toml
 from node.testing.harness import (
-    DEADLINE_S,
+    START_DEADLINE_S,
     MeshTestError,
     MeshUnderTest,
     RitualFunction,
@@ -54,7 +55,7 @@ class ProcessMesh(DaemonMesh, MeshUnderTest):
         rituals: Sequence[RitualFunction] = (),
         cpu_s: Mapping[str, float] | None = None,
         settings: Mapping[str, Mapping[str, object]] | None = None,
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float = START_DEADLINE_S,
     ) -> str:
         founders = founders_of(cores)
         targets = [_target(function) for function in rituals]
@@ -76,7 +77,7 @@ class ProcessMesh(DaemonMesh, MeshUnderTest):
                 http_host="127.0.0.1",
                 http_port=http_port,
                 mesh_port=mesh_ports[name],
-                program=("-m", "node.testing.relayed"),
+                program=("-P", relayed.__file__),
                 environment={**environment, NAME_VARIABLE: name},
             )
             daemon.directory.mkdir(exist_ok=True)

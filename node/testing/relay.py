@@ -10,12 +10,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping
 
+from node.testing.relayed import MADE
+
 CHUNK_BYTES = 64 * 1024
 CHUNKS_WAITING_MAX = 32
 """Of one direction of one connection: about what kernels would hold."""
-
-MADE = b"+"
-"""What a dialling daemon is told when it is through."""
 
 
 class Relay:

@@ -1,4 +1,7 @@
-"""`python -m node.testing.relayed` is `python -m node` whose connections to other nodes go through a relay."""
+"""The `meshnode` command whose connections to other nodes go through a relay.
+
+It is run as a file, so that a daemon under test does not import what only tests need.
+"""
 
 import asyncio
 import os
@@ -7,10 +10,12 @@ import sys
 from typing import Any
 
 from node.cli.main import main
-from node.testing.relay import MADE
 
 RELAY_VARIABLE = "MESHNODE_TEST_RELAY"
 NAME_VARIABLE = "MESHNODE_TEST_NODE"
+
+MADE = b"+"
+"""What a dialling daemon is told when it is through."""
 
 _create_connection = asyncio.BaseEventLoop.create_connection
 

@@ -18,6 +18,7 @@ from node.rituals.registry import Registry
 from node.testing.files import node_document, to_toml
 from node.testing.harness import (
     DEADLINE_S,
+    START_DEADLINE_S,
     Answer,
     MeshTestError,
     MeshUnderTest,
@@ -92,7 +93,7 @@ class VirtualMesh(MeshUnderTest):
         rituals: Sequence[RitualFunction] = (),
         cpu_s: Mapping[str, float] | None = None,
         settings: Mapping[str, Mapping[str, object]] | None = None,
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float = START_DEADLINE_S,
     ) -> str:
         founders = founders_of(cores)
         self.rituals = {function.__name__: function for function in rituals}
