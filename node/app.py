@@ -176,6 +176,7 @@ class Node:
         self.service.attach(
             share.group, self.executor, share.places.offer, share.snapshots, share.changes, share.steward
         )
+        self.service.stuck = share.dispatcher.stuck
         self.mesh.serve(PROPOSE, share.group.on_request)
         self.mesh.serve(READ_INDEX, share.group.on_read_request)
         self.mesh.serve(CHANGE, share.changes.on_request)

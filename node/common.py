@@ -1,7 +1,9 @@
 """What the parts that every tier has are told: the configuration in their words. Light: a Leaf imports it."""
 
+import platform
 from collections.abc import Mapping
 
+from consensus.state.limits import LABEL_CHARACTERS_MAX
 from consensus.state.rows import RitualOffer
 from mesh.settings import MeshSettings
 from node import __version__
@@ -43,6 +45,19 @@ def executor_settings(config: Config, node_id: NodeId) -> ExecutorSettings:
 
 def ritual_offers(registry: Mapping[str, RitualDefinition]) -> dict[str, RitualOffer]:
     return {name: RitualOffer(version=ritual.version, kind=ritual.kind) for name, ritual in registry.items()}
+
+
+def labels(config: Config) -> dict[str, str]:
+    """What the operator says, and what the machine is."""
+    return {
+        **config.node.labels,
+        "arch": platform.machine().lower()[:LABEL_CHARACTERS_MAX],
+        "os": platform.system().lower()[:LABEL_CHARACTERS_MAX],
+    }
+
+
+def ritual_limits(registry: Mapping[str, RitualDefinition]) -> dict[str, int]:
+    return {name: ritual.concurrency for name, ritual in registry.items() if ritual.concurrency is not None}
 
 
 def named_rituals(config: Config) -> dict[str, str]:

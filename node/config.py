@@ -253,7 +253,7 @@ def _target_of_variable(variable: str) -> tuple[str, str] | None:
 
 
 def _from_text(variable: str, section: str, key: str, text: str) -> object:
-    """A variable's text as the key's type: numbers, true/false, lists separated by commas."""
+    """A variable's text as the key's type: numbers, true/false, lists separated by commas, tables as `a=1,b=2`."""
     kind = _field(section, key).type
     value: object = text
     kinds = set(_kinds(kind))
@@ -263,6 +263,9 @@ def _from_text(variable: str, section: str, key: str, text: str) -> object:
         value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
     elif list in kinds and not (str in kinds and text == "auto"):
         value = [part.strip() for part in text.split(",") if part.strip()]
+    elif kinds == {dict}:
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        value = {name.strip(): word.strip() for name, _, word in pairs}
     return _converted("environment", variable, section, key, value)
 
 
@@ -389,6 +392,8 @@ def _kinds(kind: inspect.Type) -> list[type]:
             return [int]
         case inspect.ListType():
             return [list]
+        case inspect.DictType():
+            return [dict]
         case _:
             return [str]
 
@@ -409,6 +414,8 @@ def _allowed_type(kind: inspect.Type) -> str:
         case inspect.ListType():
             most = f" ({kind.max_length} at most)" if kind.max_length else ""
             return f"a list of strings{most}"
+        case inspect.DictType():
+            return "a table of names and strings"
         case inspect.StrType():
             if kind.pattern:
                 return "a string of 1 to 63 lower-case letters, digits and dashes"

@@ -19,6 +19,10 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all sections; immutable."""
 
 
+LabelName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+LabelValue = Annotated[str, Meta(max_length=64)]
+
+
 class NodeSettings(Section, frozen=True, kw_only=True):
     """This machine's place in the mesh."""
 
@@ -41,6 +45,14 @@ class NodeSettings(Section, frozen=True, kw_only=True):
             "running daemon per folder. A relative path starts at the configuration file's folder.",
         ),
     ] = "~/.local/share/meshnode"
+    labels: Annotated[
+        dict[LabelName, LabelValue],
+        Meta(
+            max_length=62,
+            description='What this machine has, for sessions that require or prefer it, as `{ gpu = "a4000" }`. '
+            "`name`, `id`, `tier`, `arch` and `os` are there by themselves and stay what they are.",
+        ),
+    ] = {}
 
 
 class MeshSettings(Section, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from consensus.autopilot import Policy
@@ -14,10 +15,10 @@ from consensus.engine import Role
 from consensus.errors import ConsensusError
 from consensus.group import Group
 from consensus.machine import DomainMachine
-from consensus.state import queries
+from consensus.state import queries, versions
 from consensus.state.commands import Applied, RegisterMember
 from consensus.state.encoding import is_submission
-from consensus.state.events import Numbered
+from consensus.state.events import MemberRegistered, MemberStatusChanged, Numbered
 from consensus.state.rows import Lease, Member
 from consensus.steps import ReplicaStatus
 from mesh.mesh import Mesh
@@ -96,6 +97,10 @@ class Share:
         )
         self._node_id, self._instance_id = node.node_id, node.facts.instance_id
         self._disk = node.disk
+        self._own = node.own
+        self._registration: Callable[[], RegisterMember] | None = None
+        self._is_cut = False
+        """The registration lacks what older members do not know."""
         kinds = {name: ritual.kind for name, ritual in node.registry.items()}
         self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor)
         self.reporter = Reporter(self.group, self.places, now_ms)
@@ -141,11 +146,12 @@ class Share:
     async def register(self, command: Callable[[], RegisterMember]) -> None:
         """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
         RegistrationRefused if the mesh does not want it."""
+        self._registration = command
         self._note_leases()
         told = ""
         while True:
             try:
-                answer = await self.group.propose(command(), REGISTER_DEADLINE_S)
+                answer = await self.group.propose(self._sayable(command()), REGISTER_DEADLINE_S)
             except ConsensusError as error:
                 if told != error.code:
                     told = error.code
@@ -158,13 +164,27 @@ class Share:
             if answer.code != "stale_registration":  # a newer one of ours is on its way: say it again with a fresh time
                 raise RegistrationRefused(f"the mesh refused this node ({answer.code}): {answer.message}")
 
+    def _sayable(self, command: RegisterMember) -> RegisterMember:
+        """Without what older nodes of the mesh do not understand; it is said once they are upgraded."""
+        with self.group.read() as txn:
+            self._is_cut = bool(versions.behind(queries.members(txn), versions.PLACEMENT_VERSION))
+        return msgspec.structs.replace(command, labels={}, ritual_limits={}) if self._is_cut else command
+
+    def _say_the_rest(self) -> None:
+        if not self._is_cut or self._registration is None:
+            return
+        with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
+            self._is_cut = bool(versions.behind(queries.members(txn), versions.PLACEMENT_VERSION))
+            if not self._is_cut:
+                self._own("registration", self.register(self._registration))
+
     async def take_no_more(self, command: RegisterMember) -> None:
         """Tells the scheduler that this node has no places; without a majority nobody assigns anything anyway. Who has
         left says nothing: it would be taken for coming back."""
         if self.has_left():
             return
         with contextlib.suppress(ConsensusError):
-            await self.group.propose(command, FAREWELL_S)
+            await self.group.propose(self._sayable(command), FAREWELL_S)
 
     def _refuses(self, command: bytes) -> str | None:
         """What this node does not take as the leader, whoever has taken it in."""
@@ -235,6 +255,10 @@ class Share:
     def _on_events(self, events: list[Numbered]) -> None:
         self._live.on_events(events)
         self._assignments.on_events(events)
+        if self._is_cut and any(
+            isinstance(numbered.event, MemberRegistered | MemberStatusChanged) for numbered in events
+        ):
+            self._say_the_rest()
         self.parent.on_events(events)
         self.dispatcher.wake()
 

@@ -13,7 +13,7 @@ from consensus.state.versions import labelled
 from mesh.proposals import FoundingRecord
 from node import __version__
 from node.backups import DIRECTORY as BACKUP_DIRECTORY
-from node.common import http_token, ritual_offers
+from node.common import http_token, labels, ritual_limits, ritual_offers
 from node.config import Config, join_host_port
 from node.http.server import HttpServer
 from node.rituals.registry import Registry
@@ -103,4 +103,6 @@ def registration(config: Config, facts: NodeFacts, registry: Registry, *, takes_
         rituals=ritual_offers(registry),
         software=labelled(__version__),
         at_ms=now_ms(),
+        labels=labels(config),
+        ritual_limits=ritual_limits(registry),
     )

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from consensus.errors import ConsensusError
-from consensus.state import queries
+from consensus.state import queries, versions
 from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Offer, Outcome, Refused
 from consensus.state.events import BranchAssigned, BranchCancelled, BranchRequeued, Numbered
 from consensus.state.rows import Branch, Failure, Lease, RitualKind, Session
@@ -34,6 +34,11 @@ OUTCOME_BATCH_MAX = 512
 
 OUTCOME_BATCH_BYTES_MAX = 512 * 1024
 """Encoded knowledge in one command: half the command cap, so that one more outcome of the largest size still fits."""
+
+RETRY_MS_MIN = 200
+RETRY_MS_MAX = 60_000
+"""A failed attempt is followed by a pause that doubles each time: what is broken for a moment has time to recover, and
+what is broken for good does not keep slots busy."""
 
 REPORT_DEADLINE_S = 10.0
 REPORT_PAUSE_S = 0.5
@@ -222,6 +227,10 @@ def _key(outcome: Outcome) -> AttemptKey:
     return AttemptKey(outcome.session_id, outcome.branch_index, outcome.attempt)
 
 
+def backoff_ms(attempt: int) -> int:
+    return min(RETRY_MS_MIN << min(max(attempt - 1, 0), 16), RETRY_MS_MAX)
+
+
 class Reporter:
     """Records outcomes in batches: while one batch is being committed the next one gathers."""
 
@@ -271,7 +280,10 @@ class Reporter:
 
     async def _record(self, batch: list[Outcome]) -> None:
         while True:
-            command = CompleteBranches(outcomes=batch, at_ms=self._now_ms(), offer=self._places.offer_any())
+            now_ms = self._now_ms()
+            command = CompleteBranches(
+                outcomes=self._rested(batch, now_ms), at_ms=now_ms, offer=self._places.offer_any()
+            )
             try:
                 answer = await self._consensus.propose(command, REPORT_DEADLINE_S)
             except ConsensusError as error:
@@ -281,6 +293,23 @@ class Reporter:
             break
         if isinstance(answer, Refused):
             await self._isolate(batch, answer)
+
+    def _rested(self, batch: list[Outcome], now_ms: int) -> list[Outcome]:
+        """What has failed rests before it is tried again, longer each time."""
+        if all(outcome.failure is None or outcome.is_lost for outcome in batch):
+            return batch
+        try:
+            with self._consensus.read() as txn:
+                if versions.behind(queries.members(txn), versions.PLACEMENT_VERSION):
+                    return batch
+        except (ConsensusError, StorageError):
+            return batch
+        return [
+            outcome
+            if outcome.failure is None or outcome.is_lost
+            else msgspec.structs.replace(outcome, retry_at_ms=now_ms + backoff_ms(outcome.attempt))
+            for outcome in batch
+        ]
 
     async def _isolate(self, batch: list[Outcome], refusal: Refused) -> None:
         """One bad outcome must not take its neighbours along: halve the batch until it stands alone, then record in

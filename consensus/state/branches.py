@@ -47,11 +47,12 @@ from consensus.state.tables import (
     decode_lease,
     decode_member,
     encode,
+    encode_row,
+    queue_prefix,
     u32,
 )
 from storage.codec import digest
 from storage.ids import InstanceId, NodeId
-from storage.keys import u64
 
 
 def assign(work: Workspace, command: AssignBranches) -> tuple[int, int]:
@@ -108,7 +109,7 @@ def _assign_one(work: Workspace, item: Assignment, member: Member) -> bool:
         instance_id=item.instance_id,
         deadline_ms=item.deadline_ms,
     )
-    work.replace(BRANCHES, key, stored, encode(changed))
+    work.replace(BRANCHES, key, stored, encode_row(changed))
     work.remove(QUEUE, queue_key, queued)
     work.insert(LEASES, key, encode(lease))
     if branch.role == "branch":
@@ -133,10 +134,12 @@ def _assign_one(work: Workspace, item: Assignment, member: Member) -> bool:
 
 def begin(work: Workspace, command: SubmitSession) -> None:
     """After its submission: the first branch takes the place that was offered, unless others wait for places."""
-    waiting = work.txn.first(QUEUE)
-    if command.offer is None or waiting is None or waiting[0] != u64(work.index) + u32(0):
+    first, last = work.txn.first(QUEUE), work.txn.last(QUEUE)
+    if command.offer is None or first is None or last is None:
         return
-    _take_up(work, command.offer, work.begun(command.session_id), 0)
+    own = queue_prefix(command.priority, work.index)
+    if first[0].startswith(own) and last[0].startswith(own):
+        _take_up(work, command.offer, work.begun(command.session_id), 0)
 
 
 def _take_up(work: Workspace, offer: Offer, edit: SessionEdit, branch_index: int) -> None:
@@ -148,6 +151,8 @@ def _take_up(work: Workspace, offer: Offer, edit: SessionEdit, branch_index: int
     row = work.txn.get(BRANCHES, edit.key + u32(branch_index))
     assert row is not None, "what is queued exists"
     branch = decode_branch(row)
+    if branch.placement is not None or branch.ritual in member.ritual_limits:
+        return
     assignment = Assignment(
         session_id=branch.session_id,
         branch_index=branch_index,
@@ -188,7 +193,17 @@ def _record(work: Workspace, outcome: Outcome) -> bool:
     duration_ms = min(max(outcome.duration_ms, 0), DURATION_MS_MAX)
     if knowledge is None:
         assert outcome.failure is not None, "checked above"
-        end_attempt(work, edit, key, stored, branch, outcome.failure, is_lost=outcome.is_lost, duration_ms=duration_ms)
+        end_attempt(
+            work,
+            edit,
+            key,
+            stored,
+            branch,
+            outcome.failure,
+            is_lost=outcome.is_lost,
+            duration_ms=duration_ms,
+            retry_at_ms=min(max(outcome.retry_at_ms, 0), TIME_MS_MAX),
+        )
         return True
     encoded = encode_knowledge(knowledge)
     refusal = _refusal(branch, encoded)
@@ -209,7 +224,7 @@ def _record(work: Workspace, outcome: Outcome) -> bool:
         connections_found=len(knowledge.connections),
         novelty_score=min(max(knowledge.novelty, 0.0), 1.0),
     )
-    work.replace(BRANCHES, key, stored, encode(changed))
+    work.replace(BRANCHES, key, stored, encode_row(changed))
     lease = work.txn.get(LEASES, key)
     assert lease is not None, "what is processing has a lease"
     work.remove(LEASES, key, lease)
@@ -318,6 +333,7 @@ def end_attempt(
     is_lost: bool,
     duration_ms: int | None = None,
     late: bytes | None = None,
+    retry_at_ms: int = 0,
 ) -> None:
     """The current attempt ends without a result. Another follows, unless failures or losses have reached a limit."""
     node_id, instance_id = branch.node_id, branch.instance_id
@@ -355,8 +371,8 @@ def end_attempt(
     edit.has_changed = True
     if final is None:
         changed = replace(branch, rev=work.index, status="pending", deadline_ms=None, failures=failures, losses=losses)
-        work.replace(BRANCHES, key, stored, encode(changed))
-        work.insert(QUEUE, edit.queue_key(branch.branch_index), encode(queue_entry(changed)))
+        work.replace(BRANCHES, key, stored, encode_row(changed))
+        work.insert(QUEUE, edit.queue_key(branch.branch_index), encode_row(queue_entry(changed, edit.row, retry_at_ms)))
         if branch.role == "branch":
             edit.processing -= 1
             edit.pending += 1
@@ -382,7 +398,7 @@ def end_attempt(
         duration_ms=duration_ms,
         failure=final,
     )
-    work.replace(BRANCHES, key, stored, encode(changed))
+    work.replace(BRANCHES, key, stored, encode_row(changed))
     work.events.append(
         BranchFailed(
             at_ms=work.at_ms,

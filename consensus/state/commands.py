@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from consensus.state.rows import Failure, Knowledge, MemberStatus, RitualOffer, Row, Tier
+from consensus.state.rows import Failure, Knowledge, MemberStatus, Placement, RitualOffer, Row, Tier
 from storage.ids import InstanceId, NodeId, SessionId
 
 
@@ -35,6 +35,8 @@ class RegisterMember(Command, frozen=True, kw_only=True, tag="register_member"):
     at_ms: int
     parent: NodeId | None = None
     parent_instance: InstanceId | None = None
+    labels: dict[str, str] = {}
+    ritual_limits: dict[str, int] = {}
 
 
 class SetMemberStatus(Command, frozen=True, kw_only=True, tag="set_member_status"):
@@ -68,12 +70,14 @@ class BranchSpec(Row, frozen=True, kw_only=True):
     seed: int
     timeout_ms: int
     attempts_max: int
+    placement: Placement | None = None
 
 
 class Offer(Row, frozen=True, kw_only=True):
     """One free place of the proposing node, for a branch that its command makes ready: that branch is assigned by the
     same command, a commitment and a hop sooner than by the scheduler. Nothing that waits longer is overtaken, and an
-    offer that does not fit (other instance, not alive, ritual not offered) is passed over: the branch is queued."""
+    offer that does not fit (other instance, not alive, ritual not offered) is passed over: the branch is queued. So is
+    a branch with a placement or a ritual with a limit, which are for the scheduler to judge."""
 
     node_id: NodeId
     instance_id: InstanceId
@@ -91,6 +95,8 @@ class SubmitSession(Command, frozen=True, kw_only=True, tag="submit_session"):
     main_session_id: SessionId | None = None
     offer: Offer | None = None
     """For the first branch, if no other session has work waiting."""
+    priority: int = 0
+    concurrency: int | None = None
 
 
 class CancelSession(Command, frozen=True, kw_only=True, tag="cancel_session"):
@@ -131,6 +137,8 @@ class Outcome(Row, frozen=True, kw_only=True):
     failure: Failure | None = None
     is_lost: bool = False
     """The worker was lost through no fault of the ritual (drain, worker killed by another ritual): a loss."""
+    retry_at_ms: int = 0
+    """The next attempt, if there is one, begins no earlier."""
 
 
 class CompleteBranches(Command, frozen=True, kw_only=True, tag="complete_branches"):

@@ -31,10 +31,16 @@ from consensus.state.limits import (
     BRANCHES_PER_SESSION_MAX,
     CANARY_PAYLOAD_BYTES_MAX,
     COMMAND_BYTES_MAX,
+    CONCURRENCY_MAX,
+    CONDITION_VALUES_MAX,
+    CONDITIONS_MAX,
     FAILURE_CODE_CHARACTERS_MAX,
     FAILURE_MESSAGE_CHARACTERS_MAX,
     JSON_DEPTH_MAX,
+    LABEL_CHARACTERS_MAX,
+    LABELS_PER_MEMBER_MAX,
     PARAMETERS_BYTES_MAX,
+    PRIORITY_MAX,
     REASON_CHARACTERS_MAX,
     RITUALS_PER_MEMBER_MAX,
     SLOTS_MAX,
@@ -44,8 +50,8 @@ from consensus.state.limits import (
     TIME_MS_MAX,
     TIMEOUT_MS_MAX,
 )
-from consensus.state.rows import Failure, Knowledge
-from consensus.state.tables import encode, uuid_key
+from consensus.state.rows import Condition, Failure, Knowledge, Placement
+from consensus.state.tables import encode, trimmed, uuid_key
 from consensus.state.versions import COMMAND_VERSION, version_of
 from storage.codec import check_json, digest
 from storage.errors import CodecError
@@ -129,7 +135,15 @@ def check_command(command: AnyCommand) -> None:
 def body_digest(command: SubmitSession) -> bytes:
     """Of what the client asked for; not of the time, nor of the node that took the request: a client that repeats its
     request may reach another one."""
-    return digest(encode((command.thought, command.main_session_id, command.branches, command.consolidation)))
+    body: list[object] = [
+        command.thought,
+        command.main_session_id,
+        [trimmed(spec) for spec in command.branches],
+        trimmed(command.consolidation),
+    ]
+    if command.priority or command.concurrency is not None:
+        body += [command.priority, command.concurrency]
+    return digest(encode(body))
 
 
 def encode_knowledge(knowledge: Knowledge) -> bytes | None:
@@ -193,6 +207,9 @@ def _check_submission(command: SubmitSession) -> None:
         _check_spec(f"branches[{index}]", spec)
     _check_spec("consolidation", command.consolidation)
     _check_offer(command.offer)
+    _range("priority", command.priority, -PRIORITY_MAX, PRIORITY_MAX)
+    if command.concurrency is not None:
+        _range("concurrency", command.concurrency, 1, CONCURRENCY_MAX)
 
 
 def _check_offer(offer: Offer | None) -> None:
@@ -209,6 +226,8 @@ def _check_spec(where: str, spec: BranchSpec) -> None:
     _range(f"{where}.timeout_ms", spec.timeout_ms, 1, TIMEOUT_MS_MAX)
     _range(f"{where}.attempts_max", spec.attempts_max, 1, ATTEMPTS_MAX)
     _range(f"{where}.seed", spec.seed, 0, 2**64 - 1)
+    if spec.placement is not None:
+        _check_placement(f"{where}.placement", spec.placement)
     if not _is_json(spec.parameters, JSON_DEPTH_MAX) or len(encode(spec.parameters)) > PARAMETERS_BYTES_MAX:
         try:  # slower, and says what is wrong
             check_json(spec.parameters, PARAMETERS_BYTES_MAX, JSON_DEPTH_MAX)
@@ -216,6 +235,25 @@ def _check_spec(where: str, spec: BranchSpec) -> None:
             code = "too_large" if error.code == "too_large" else "malformed"
             raise CommandError(code, f"{where}.parameters: {error}") from error
         raise CommandError("malformed", f"{where}.parameters: plain data expected")
+
+
+def _check_placement(where: str, placement: Placement) -> None:
+    for name in ("require", "prefer"):
+        conditions: list[Condition] = getattr(placement, name)
+        if len(conditions) > CONDITIONS_MAX:
+            raise CommandError("too_large", f"{where}.{name}: at most {CONDITIONS_MAX} conditions are allowed")
+        for condition in conditions:
+            _label(f"{where}.{name}", condition.label, *condition.values)
+            if len(condition.values) > CONDITION_VALUES_MAX:
+                raise CommandError("too_large", f"{where}.{name}: at most {CONDITION_VALUES_MAX} values are allowed")
+    for text in (placement.node, placement.version, placement.spread):
+        if text is not None:
+            _text(where, text, TEXT_BYTES_MAX)
+
+
+def _label(where: str, *texts: str) -> None:
+    if any(len(text) > LABEL_CHARACTERS_MAX for text in texts):
+        raise CommandError("too_large", f"{where}: at most {LABEL_CHARACTERS_MAX} characters are allowed")
 
 
 def _check_registration(command: RegisterMember) -> None:
@@ -236,6 +274,14 @@ def _check_registration(command: RegisterMember) -> None:
         if not _ID.fullmatch(name):
             raise CommandError("malformed", "rituals: names have 1 to 64 of letters, digits, '_', '.', '-'")
         _text("rituals.version", offer.version, TEXT_BYTES_MAX)
+    if len(command.labels) > LABELS_PER_MEMBER_MAX:
+        raise CommandError("too_large", f"labels: at most {LABELS_PER_MEMBER_MAX} are allowed")
+    for label, value in command.labels.items():
+        _label("labels", label, value)
+    if not command.ritual_limits.keys() <= command.rituals.keys():
+        raise CommandError("malformed", "ritual_limits: of rituals that are offered only")
+    for limit in command.ritual_limits.values():
+        _range("ritual_limits", limit, 1, CONCURRENCY_MAX)
 
 
 def _check_drain(command: DrainMember) -> None:

@@ -27,6 +27,21 @@ MEMBERS_MAX: Final = 10_000
 """Nodes ever registered."""
 
 RITUALS_PER_MEMBER_MAX: Final = 256
+LABELS_PER_MEMBER_MAX: Final = 64
+"""All members are read at every decision of the scheduler."""
+
+LABEL_CHARACTERS_MAX: Final = 64
+"""Of a name and of a value."""
+
+CONDITIONS_MAX: Final = 16
+"""Of one list of a placement."""
+
+CONDITION_VALUES_MAX: Final = 32
+
+PRIORITY_MAX: Final = 10
+"""-10 to 10: each is a range of the queue that the scheduler looks for."""
+
+CONCURRENCY_MAX: Final = 1_000_000
 FORMER_INSTANCES_MAX: Final = 8
 """Former instances remembered per member: a delayed registration is at most a few restarts late."""
 

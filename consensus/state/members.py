@@ -15,7 +15,7 @@ from consensus.state.commands import Answer, Applied, Canary, DrainMember, Refus
 from consensus.state.events import MemberDraining, MemberRegistered, MemberStatusChanged
 from consensus.state.limits import FORMER_INSTANCES_MAX, MEMBERS_MAX
 from consensus.state.rows import Failure, LastCanary, Member
-from consensus.state.tables import CANARY_KEY, MEMBERS, STATE_DIGEST, Workspace, decode_member, encode, encode_member
+from consensus.state.tables import CANARY_KEY, MEMBERS, STATE_DIGEST, Workspace, decode_member, encode, encode_row
 from storage.transactions import Transaction
 
 
@@ -38,13 +38,15 @@ def register(work: Workspace, command: RegisterMember) -> Answer:
         registered_at_ms=command.at_ms,
         parent=command.parent,
         parent_instance=command.parent_instance,
+        labels=command.labels,
+        ritual_limits=command.ritual_limits,
     )
     if stored is None:
         if work.txn.count(MEMBERS) >= MEMBERS_MAX:
             return Refused(
                 index=work.index, code="too_many_members", message=f"the mesh knows {MEMBERS_MAX} nodes already"
             )
-        work.insert(MEMBERS, key, encode_member(member))
+        work.insert(MEMBERS, key, encode_row(member))
         return _registered(work, member)
     known = decode_member(stored)
     if known.instance_id == member.instance_id:
@@ -68,7 +70,7 @@ def register(work: Workspace, command: RegisterMember) -> Answer:
                 code="stale_registration",
                 message=f"a later registration of {command.node_id} is known; register again with the present time",
             )
-        work.replace(MEMBERS, key, stored, encode_member(member))
+        work.replace(MEMBERS, key, stored, encode_row(member))
         return _registered(work, member)
     if member.instance_id in known.former_instance_ids:
         return Refused(
@@ -78,7 +80,7 @@ def register(work: Workspace, command: RegisterMember) -> Answer:
             "restart it; if both run, the data directory was copied",
         )
     former = [*known.former_instance_ids, known.instance_id][-FORMER_INSTANCES_MAX:]
-    work.replace(MEMBERS, key, stored, encode_member(replace(member, former_instance_ids=former)))
+    work.replace(MEMBERS, key, stored, encode_row(replace(member, former_instance_ids=former)))
     answer = _registered(work, member)
     failure = Failure(
         code="node_restarted", message=f"The daemon of {known.name} was restarted; its attempts are lost."
@@ -107,7 +109,7 @@ def set_status(work: Workspace, command: SetMemberStatus) -> Answer:
     if member.status == "left":
         return Applied(index=work.index, skipped=1)
     changed = replace(member, status=command.status, status_changed_at_ms=command.at_ms)
-    work.replace(MEMBERS, key, stored, encode_member(changed))
+    work.replace(MEMBERS, key, stored, encode_row(changed))
     work.events.append(MemberStatusChanged(at_ms=work.at_ms, node_id=member.node_id, status=command.status))
     if command.status in ("alive", "suspect"):
         return Applied(index=work.index, changed=1)
@@ -133,7 +135,7 @@ def drain(work: Workspace, command: DrainMember) -> Answer:
     )
     if changed == member:
         return Applied(index=work.index)
-    work.replace(MEMBERS, key, stored, encode_member(changed))
+    work.replace(MEMBERS, key, stored, encode_row(changed))
     if (member.is_draining, member.is_leaving) != (changed.is_draining, changed.is_leaving):
         work.events.append(
             MemberDraining(

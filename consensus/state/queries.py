@@ -54,6 +54,8 @@ from consensus.state.tables import (
     decode_pattern,
     decode_queue_entry,
     decode_session,
+    queue_prefix,
+    queue_priority,
     u32,
     uuid_key,
 )
@@ -207,19 +209,47 @@ def get_member(txn: Transaction, node_id: NodeId | str) -> Member | None:
     return None if stored is None else decode_member(stored)
 
 
+def queued_priorities(txn: Transaction) -> list[int]:
+    """Those of which something is queued, highest first. One seek each."""
+    found: list[int] = []
+    start: bytes | None = b""
+    while start is not None and (row := next(txn.scan(QUEUE, start, limit=1), None)) is not None:
+        found.append(queue_priority(row[0]))
+        start = prefix_end(row[0][:1])
+    return sorted(found, reverse=True)
+
+
+def queued_sessions(txn: Transaction, priority: int, start: bytes = b"") -> Iterator[bytes]:
+    """The queue prefixes of sessions of this priority that have something queued, in order of submission, from that
+    prefix on. One seek each."""
+    first = queue_prefix(priority, 0)[:1]
+    stop = prefix_end(first)
+    at: bytes | None = max(start, first)
+    while at is not None and (row := next(txn.scan(QUEUE, at, stop, limit=1), None)) is not None:
+        prefix = row[0][:8]
+        yield prefix
+        at = prefix_end(prefix)
+
+
+def queued_of(txn: Transaction, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, QueueEntry]]:
+    """What the session with this prefix has queued, with keys, from that key on; requeued ones keep their place."""
+    rows = txn.scan(QUEUE, max(start, prefix), prefix_end(prefix), limit=limit)
+    return [(key, decode_queue_entry(value)) for key, value in rows]
+
+
 def queue_head(txn: Transaction, limit: int) -> list[QueueEntry]:
-    """The next branches to assign, in order: by submission, then by index; requeued ones keep their place."""
-    return [decode_queue_entry(value) for _, value in txn.scan(QUEUE, limit=limit)]
+    """By priority, then by submission, then by index."""
+    found: list[QueueEntry] = []
+    for priority in queued_priorities(txn):
+        first = queue_prefix(priority, 0)[:1]
+        rows = txn.scan(QUEUE, first, prefix_end(first), limit=limit - len(found))
+        found += [decode_queue_entry(value) for _, value in rows]
+    return found
 
 
-def queue_page(txn: Transaction, start: bytes, limit: int) -> tuple[list[QueueEntry], bytes | None]:
-    """Entries in order from the place `start` on (empty: from the head), and the place after them; None at the end."""
-    entries: list[QueueEntry] = []
-    for key, value in txn.scan(QUEUE, start, limit=limit + 1):
-        if len(entries) == limit:
-            return entries, key
-        entries.append(decode_queue_entry(value))
-    return entries, None
+def queue_entry(txn: Transaction, session: Session, branch_index: int) -> QueueEntry | None:
+    stored = txn.get(QUEUE, queue_prefix(session.priority, session.submit_index) + u32(branch_index))
+    return None if stored is None else decode_queue_entry(stored)
 
 
 def queue_length(txn: Transaction) -> int:

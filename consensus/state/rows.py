@@ -72,6 +72,33 @@ class Member(Row, frozen=True, kw_only=True):
     """It leaves the mesh when it is drained."""
     hand_back_at_ms: int | None = None
     """Of a draining member: when what it still executes is given to others."""
+    labels: dict[str, str] = {}
+    """What placement may ask for, besides those that everybody has (`node.scheduler.labels`)."""
+    ritual_limits: dict[str, int] = {}
+    """Of rituals that it offers: how many branches of it may run at the same time in the whole mesh."""
+
+
+class Condition(Row, frozen=True, kw_only=True):
+    """On a label of a member. `in`, `not_in`: its value is (not) one of `values`; without the label there is none."""
+
+    label: str
+    operator: Literal["in", "not_in", "exists", "missing"]
+    values: list[str] = []
+
+
+class Placement(Row, frozen=True, kw_only=True):
+    """Where a branch may execute (`require`, `node`, `version`) and where it rather should (`prefer`, `spread`)."""
+
+    require: list[Condition] = []
+    """All must hold."""
+    prefer: list[Condition] = []
+    """The more hold, the better."""
+    node: str | None = None
+    """Name or id of the only node."""
+    version: str | None = None
+    """Of the ritual: one version, or comparisons that must all hold, as `>=1.2, <2`."""
+    spread: str | None = None
+    """Label over whose values the branches of the session are spread evenly."""
 
 
 class Failure(Row, frozen=True, kw_only=True):
@@ -112,6 +139,11 @@ class Session(Row, frozen=True, kw_only=True):
     started_at_ms: int | None = None
     completed_at_ms: int | None = None
     """When it became completed, failed or cancelled."""
+    # since command version 2:
+    priority: int = 0
+    """Sessions of a higher one are served first."""
+    concurrency: int | None = None
+    """So many of its branches may run at the same time."""
 
 
 class Branch(Row, frozen=True, kw_only=True):
@@ -153,6 +185,8 @@ class Branch(Row, frozen=True, kw_only=True):
     connections_found: int = 0
     novelty_score: float = 0.0
     failure: Failure | None = None
+    # since command version 2:
+    placement: Placement | None = None
 
 
 class Knowledge(Row, frozen=True, kw_only=True):
@@ -241,6 +275,12 @@ class QueueEntry(Row, frozen=True, kw_only=True):
     role: BranchRole = "branch"
     avoid: NodeId | None = None
     """Where the last attempt failed or was lost; another node is preferred."""
+    # since command version 2:
+    placement: Placement | None = None
+    concurrency: int | None = None
+    """Of its session."""
+    not_before_ms: int = 0
+    """It rests until then after a failure."""
 
 
 class Lease(Row, frozen=True, kw_only=True):

@@ -44,6 +44,8 @@ from consensus.state.tables import (
     branch_id,
     decode_branch,
     encode,
+    encode_row,
+    queue_prefix,
     u32,
     uuid_key,
 )
@@ -82,13 +84,15 @@ def submit(work: Workspace, command: SubmitSession) -> Answer:
         rev=work.index,
         pending=total,
         created_at_ms=command.at_ms,
+        priority=command.priority,
+        concurrency=command.concurrency,
     )
-    work.insert(SESSIONS, session_key, encode(session))
+    work.insert(SESSIONS, session_key, encode_row(session))
     work.insert(SESSIONS_BY_INDEX, u64(work.index), session_key)
-    queue_prefix = u64(work.index)
+    prefix = queue_prefix(command.priority, work.index)
     for branch_index, spec in enumerate(command.branches):
         branch = _insert_branch(work, session, session_key, branch_index, spec, "branch")
-        work.insert(QUEUE, queue_prefix + u32(branch_index), encode(queue_entry(branch)))
+        work.insert(QUEUE, prefix + u32(branch_index), encode_row(queue_entry(branch, session)))
     _insert_branch(work, session, session_key, total, command.consolidation, "consolidation")
     _count_open(work, 1)
     work.events.append(SessionSubmitted(at_ms=work.at_ms, session_id=session.id, total_branches=total))
@@ -112,8 +116,9 @@ def _insert_branch(
         attempts_max=spec.attempts_max,
         rev=work.index,
         created_at_ms=work.at_ms,
+        placement=spec.placement,
     )
-    work.insert(BRANCHES, key, encode(branch))
+    work.insert(BRANCHES, key, encode_row(branch))
     id_key = uuid_key(branch.id)
     assert id_key is not None, "we have just made it"
     work.insert(BRANCH_IDS, id_key, key)
@@ -141,7 +146,7 @@ def cancel(work: Workspace, command: CancelSession) -> Answer:
             continue
         changed += branch.role == "branch"
         ended = replace(branch, rev=work.index, status="cancelled", deadline_ms=None, completed_at_ms=work.at_ms)
-        work.replace(BRANCHES, key, stored, encode(ended))
+        work.replace(BRANCHES, key, stored, encode_row(ended))
     edit.pending = 0
     edit.processing = 0
     edit.cancelled += changed
@@ -192,8 +197,8 @@ def settle(work: Workspace) -> list[SessionEdit]:
             key = edit.key + u32(edit.row.total_branches)
             stored = work.txn.get(BRANCHES, key)
             assert stored is not None, "it was made with the session"
-            entry = queue_entry(decode_branch(stored))
-            work.insert(QUEUE, edit.queue_key(edit.row.total_branches), encode(entry))
+            entry = queue_entry(decode_branch(stored), edit.row)
+            work.insert(QUEUE, edit.queue_key(edit.row.total_branches), encode_row(entry))
             edit.has_changed = True
             ready.append(edit)
         else:
@@ -255,12 +260,12 @@ def fail_session(work: Workspace, edit: SessionEdit, failure: Failure) -> None:
     consolidation = decode_branch(stored)
     if consolidation.status == "pending":
         ended = replace(consolidation, rev=work.index, status="cancelled", completed_at_ms=work.at_ms)
-        work.replace(BRANCHES, key, stored, encode(ended))
+        work.replace(BRANCHES, key, stored, encode_row(ended))
     _finish(work, edit, "failed", failure)
     work.events.append(SessionFailed(at_ms=work.at_ms, session_id=edit.row.id, failure=failure))
 
 
-def queue_entry(branch: Branch) -> QueueEntry:
+def queue_entry(branch: Branch, session: Session, not_before_ms: int = 0) -> QueueEntry:
     return QueueEntry(
         session_id=branch.session_id,
         branch_index=branch.branch_index,
@@ -269,6 +274,9 @@ def queue_entry(branch: Branch) -> QueueEntry:
         attempt=branch.attempt + 1,
         role=branch.role,
         avoid=branch.node_id,
+        placement=branch.placement,
+        concurrency=session.concurrency,
+        not_before_ms=not_before_ms,
     )
 
 

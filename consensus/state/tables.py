@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from consensus.state.commands import BranchSpec
 from consensus.state.events import AnyEvent
 from consensus.state.limits import TIME_MS_MAX
 from consensus.state.rows import (
@@ -33,7 +34,6 @@ from consensus.state.rows import (
 )
 from storage.codec import DIGEST_BYTES as DIGEST_BYTES
 from storage.ids import BranchId, SessionId
-from storage.keys import u64
 from storage.transactions import Transaction
 
 MEMBERS: Final = "members"
@@ -55,7 +55,7 @@ INSIGHTS: Final = "insights"
 INSIGHTS_BY_NUMBER: Final = "insights_by_number"
 """u64 number -> session key"""
 QUEUE: Final = "queue"
-"""u64 submit index, u32 branch index -> QueueEntry"""
+"""byte of the priority, seven bytes of the submit index, u32 branch index -> QueueEntry; see `queue_prefix`"""
 LEASES: Final = "leases"
 """branch key -> Lease"""
 EVENTS: Final = "events"
@@ -114,20 +114,38 @@ decode_pattern = msgspec.msgpack.Decoder(PatternCount).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_canary = msgspec.msgpack.Decoder(LastCanary).decode
 
-_LATER_DEFAULTS: Final = tuple(
-    field.default_factory() if field.default is msgspec.NODEFAULT else field.default
-    for field in msgspec.structs.fields(Member)[Member.__struct_fields__.index("former_instance_ids") + 1 :]
-)
-"""Of what command versions after the first have added to a member."""
+
+def _later_defaults(kind: type[Row], last: str) -> tuple[object, ...]:
+    """Of the fields after `last`, which is the last one of command version 1; backwards."""
+    fields = msgspec.structs.fields(kind)[kind.__struct_fields__.index(last) + 1 :]
+    return tuple(
+        field.default_factory() if field.default is msgspec.NODEFAULT else field.default for field in reversed(fields)
+    )
 
 
-def encode_member(member: Member) -> bytes:
+_LATER_DEFAULTS: Final[dict[type[Row], tuple[object, ...]]] = {
+    Member: _later_defaults(Member, "former_instance_ids"),
+    Session: _later_defaults(Session, "completed_at_ms"),
+    Branch: _later_defaults(Branch, "failure"),
+    QueueEntry: _later_defaults(QueueEntry, "avoid"),
+    BranchSpec: _later_defaults(BranchSpec, "attempts_max"),
+}
+"""Of what command versions after the first have added to a row."""
+
+
+def encode_row(row: Row) -> bytes:
     """Without the later fields at its end that say nothing: the row that an older version makes of the same command."""
-    values = msgspec.structs.astuple(member)
-    defaults = list(_LATER_DEFAULTS)
-    while defaults and values[-1] == defaults.pop():
-        values = values[:-1]
-    return encode(values)
+    return encode(trimmed(row))
+
+
+def trimmed(row: Row) -> tuple[object, ...]:
+    values = msgspec.structs.astuple(row)
+    length = len(values)
+    for default in _LATER_DEFAULTS[type(row)]:
+        if values[length - 1] != default:
+            break
+        length -= 1
+    return values[:length]
 
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -140,6 +158,16 @@ def u32(value: int) -> bytes:
 def uuid_key(text: str) -> bytes | None:
     """The 16 bytes of a UUID in canonical text form; None for any other text, so that an id has one spelling."""
     return bytes.fromhex(text.replace("-", "")) if _UUID.fullmatch(text) else None
+
+
+def queue_prefix(priority: int, submit_index: int) -> bytes:
+    """Of all that a session has in the queue. The byte of a priority is its two's complement, so that of priority 0 the
+    keys are those of command version 1; the order in which priorities are served is not that of the keys."""
+    return bytes([priority & 0xFF]) + submit_index.to_bytes(7, "big")
+
+
+def queue_priority(key: bytes) -> int:
+    return key[0] - 256 if key[0] > 127 else key[0]
 
 
 def branch_id(session_key: bytes, branch_index: int) -> BranchId:
@@ -194,7 +222,7 @@ class SessionEdit:
         self.key = key
         self.stored = stored
         self.row = row
-        self.queue_prefix = u64(row.submit_index)
+        self.queue_prefix = queue_prefix(row.priority, row.submit_index)
         self.has_changed = False
         self.has_ended_branch = False
         """A branch (not the consolidation) became terminal in this command: the session may be ready to consolidate."""
@@ -333,7 +361,7 @@ class Workspace:
         """Writes sessions, counters and the digest."""
         for edit in self._sessions.values():
             if edit is not None and edit.has_changed:
-                self.replace(SESSIONS, edit.key, edit.stored, encode(edit.result(self.index)))
+                self.replace(SESSIONS, edit.key, edit.stored, encode_row(edit.result(self.index)))
         if self._new_counters is not None:
             self.put(STATE_META, COUNTERS_KEY, encode(self._new_counters))
         if self._delta:

@@ -18,7 +18,14 @@ from typing import Final
 
 import msgspec
 
-from consensus.state.commands import Command, DrainMember, RegisterMember, SetMemberStatus
+from consensus.state.commands import (
+    Command,
+    CompleteBranches,
+    DrainMember,
+    RegisterMember,
+    SetMemberStatus,
+    SubmitSession,
+)
 from consensus.state.rows import Member
 
 COMMAND_VERSION: Final[int] = 2
@@ -28,15 +35,20 @@ SINCE: Final[Mapping[type[Command], int]] = {DrainMember: 2}
 """Command -> the version that brought it; those of version 1 are left out."""
 
 FIELDS_SINCE: Final[Mapping[type[Command], Mapping[str, int]]] = {
-    RegisterMember: {"parent": 2, "parent_instance": 2},
+    RegisterMember: {"parent": 2, "parent_instance": 2, "labels": 2, "ritual_limits": 2},
+    SubmitSession: {"priority": 2, "concurrency": 2},
     SetMemberStatus: {"registered_at_ms": 2},
 }
 """Fields that came later, and the version they need when they hold anything but their default. Rows leave them out then
-(`tables.encode_member`), so older versions make the same rows of the same command."""
+(`tables.encode_row`), so older versions make the same rows of the same command."""
 
 _LATER_FIELDS: Final = {
     command: [
-        (field.name, None if field.default is msgspec.NODEFAULT else field.default, names[field.name])
+        (
+            field.name,
+            field.default_factory() if field.default is msgspec.NODEFAULT else field.default,
+            names[field.name],
+        )
         for field in msgspec.structs.fields(command)
         if field.name in names
     ]
@@ -45,6 +57,9 @@ _LATER_FIELDS: Final = {
 
 SUSPECT_VERSION: Final = 2
 """Since it a member may be suspect."""
+
+PLACEMENT_VERSION: Final = 2
+"""Since it branches may have a placement, and rest before they are tried again."""
 
 _SUFFIX = re.compile(r"\+(?:[0-9A-Za-z.-]+\.)?commands\.([0-9]{1,6})(?:\.|$)")
 
@@ -55,9 +70,21 @@ def version_of(command: Command) -> int:
     for name, default, version in _LATER_FIELDS.get(type(command), ()):
         if version > needed and getattr(command, name) != default:
             needed = version
+    if needed < PLACEMENT_VERSION and _needs_placement(command):
+        needed = PLACEMENT_VERSION
     if isinstance(command, SetMemberStatus) and command.status == "suspect":
         needed = max(needed, SUSPECT_VERSION)
     return needed
+
+
+def _needs_placement(command: Command) -> bool:
+    match command:
+        case SubmitSession():
+            return command.consolidation.placement is not None or any(spec.placement for spec in command.branches)
+        case CompleteBranches():
+            return any(outcome.retry_at_ms for outcome in command.outcomes)
+        case _:
+            return False
 
 
 def labelled(software: str) -> str:

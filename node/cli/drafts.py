@@ -44,6 +44,12 @@ def build(arguments: Namespace) -> dict[str, Any]:
         body["thought"] = arguments.thought
     if arguments.id is not None:
         body["id"] = arguments.id
+    for name in ("priority", "concurrency", "node", "tier", "spread", "ritual_version"):
+        if getattr(arguments, name) is not None:
+            body[name] = getattr(arguments, name)
+    for name in ("require", "prefer"):
+        if getattr(arguments, name):
+            body[name] = {**(body.get(name) or {}), **_labels(name, getattr(arguments, name))}
     if arguments.attempts is not None:
         body["attempts_max"] = arguments.attempts
     if arguments.branch_timeout is not None:
@@ -128,6 +134,28 @@ def _plain(branch: Any) -> dict[str, Any]:
         return dict(branch._asdict())
     task, parameters = branch
     return {"task": task, "parameters": parameters}
+
+
+def _labels(option: str, words: Sequence[str]) -> dict[str, Any]:
+    """`LABEL=VALUE`, `LABEL=A,B` (one of these), `LABEL!=VALUE`, `LABEL` (any value), `!LABEL` (not there)."""
+    found: dict[str, Any] = {}
+    for word in words:
+        wanted: Any
+        label, separator, text = word.partition("=")
+        values = text.split(",")
+        if separator and label.endswith("!"):
+            label, wanted = label[:-1], {"not_in": values}
+        elif separator:
+            wanted = values if len(values) > 1 else text
+        else:
+            label, wanted = word.removeprefix("!"), not word.startswith("!")
+        if not label or (separator and not text):
+            raise CommandError(
+                f"--{option}: found {word!r}, allowed: LABEL=VALUE, LABEL=A,B, LABEL!=VALUE, LABEL or !LABEL",
+                Exit.USAGE,
+            )
+        found[label] = wanted
+    return found
 
 
 def _parameters(pairs: Sequence[str]) -> dict[str, Any]:

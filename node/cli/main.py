@@ -65,6 +65,9 @@ takes over. A node that has left is let go of by the quorum and may be stopped; 
 --config FILE`, ends draining and brings it back. Exit codes: 1 refused, 4 no such node, 5 not done within --timeout (it
 goes on)."""
 
+_WHY_EPILOG = """Says what holds it back, what rules out each node, and what would change it. The leader's links are
+what counts: ask it by its --url if another node answers something else. Exit codes: 4 no such id."""
+
 _RECOVER_EPILOG = """Only when a majority of the Core nodes will never come back; as long as it may, wait for it. What
 was accepted by a majority without this node is lost: run --dry-run on every node that survives, and recover the one
 with the highest last term and index. It becomes the only voter of a new mesh; all other nodes, also those that
@@ -111,6 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "status", "the state of the node that answers", reader)
     _add_nodes(commands, reader)
     _add_session(commands, client, reader)
+    why = _add(commands, "why", "why a branch or session is where it is", reader, _WHY_EPILOG)
+    why.add_argument("id", metavar="ID", help="of a branch or a session")
     backup = _add(commands, "backup", "save all sessions and insights in a file", client, _BACKUP_EPILOG)
     backup.add_argument("file", type=Path, metavar="FILE", help="where to save it")
     backup.add_argument("--force", action="store_true", help="replace FILE if it exists")
@@ -257,6 +262,18 @@ def _add_session(
     submit.add_argument("--thought", help="the question that the session answers")
     submit.add_argument("--id", metavar="UUID", help="session id; submitting it twice is harmless")
     submit.add_argument("--attempts", type=int, metavar="N", help="failed attempts before a branch fails")
+    submit.add_argument("--dry-run", action="store_true", help="only say where its branches would go now")
+    where = submit.add_argument_group("where and when")
+    where.add_argument(
+        "--require", action="append", metavar="L", help="LABEL=VALUE[,VALUE], LABEL!=VALUE, LABEL, !LABEL"
+    )
+    where.add_argument("--prefer", action="append", metavar="L", help="the same, if such a node has a free place")
+    where.add_argument("--node", metavar="NAME", help="only this node, by name or id")
+    where.add_argument("--tier", choices=("core", "edge", "leaf"), help="only nodes of this tier")
+    where.add_argument("--spread", metavar="LABEL", help="spread over the values of this label, as name or rack")
+    where.add_argument("--ritual-version", metavar="V", help="1.2, or comparisons as '>=1.2, <2'")
+    where.add_argument("--priority", type=int, metavar="N", help="-10 to 10; higher first (default: 0)")
+    where.add_argument("--concurrency", type=int, metavar="N", help="branches at the same time, at most")
     submit.add_argument("--branch-timeout", type=_seconds, metavar="S", help="seconds one attempt may take")
     follow = submit.add_mutually_exclusive_group()
     follow.add_argument("--wait", action="store_true", help="wait for the end and print the insight")
@@ -309,6 +326,10 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             from node.cli import recover
 
             return recover.run(arguments)
+        case "why":
+            from node.cli import why
+
+            return why.run(arguments)
         case "session":
             from node.cli import sessions
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from node.cli import drafts, insight, render
+from node.cli import drafts, insight, render, why
 from node.cli.api import Api, overall_timeout_s
 from node.cli.events import EventReader
 from node.cli.exits import CommandError, Exit
@@ -51,6 +51,8 @@ def run(arguments: Namespace) -> int:
 
 def submit(api: Api, arguments: Namespace) -> int:
     body = drafts.build(arguments)
+    if arguments.dry_run:
+        return why.dry_run(api, body, is_json=arguments.json)
     answer = api.post("/v1/sessions", body)
     session = answer["session"]
     branches = render.counted(int(session["total_branches"]), "branch")

@@ -42,6 +42,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "get_branch_at": routes_sessions.get_branch_at,
     "get_insight": routes_sessions.get_insight,
     "get_branch": routes_sessions.get_branch,
+    "why_branch": routes_sessions.why_branch,
     "list_insights": routes_sessions.list_insights,
     "list_members": routes_node.list_members,
     "change_member": routes_members.change_member,

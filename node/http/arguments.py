@@ -64,6 +64,9 @@ class Arguments:
     def rev(self) -> int | None:
         return self._whole("rev", 0, 1 << 62)
 
+    def flag(self, name: str) -> bool:
+        return self._one_of(name, ("0", "1", "true", "false")) in ("1", "true")
+
     def wait_s(self) -> float | None:
         text = self._query.get("wait")
         if text is None:

@@ -10,20 +10,25 @@ from node.http.answers import answer, answer_reading, rendered
 from node.http.arguments import FRESHNESS, Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
+from node.service import explaining
 from node.service.errors import ServiceError
 from node.service.submission import BODY_BYTES_MAX, too_large
 from storage.ids import BranchId, SessionId
 
 
 async def submit_session(request: web.Request) -> web.Response:
-    Arguments(request.query, ())
+    is_dry_run = Arguments(request.query, ("dry_run",)).flag("dry_run")
     key = request.headers.get("Idempotency-Key")
     if key is not None and not 0 < len(key.strip()) <= limits.KEY_CHARACTERS_MAX:
         raise ServiceError(
             "invalid_argument", "The Idempotency-Key is empty or too long.",
             f"Use a UUID, or any text of 1 to {limits.KEY_CHARACTERS_MAX} characters that is new for each session.",
         )  # fmt: skip
-    result = await request.app[SERVICE].submit(await read_body(request), None if key is None else key.strip())
+    service, body = request.app[SERVICE], await read_body(request)
+    if is_dry_run:
+        submission = await service.parse(body)
+        return answer(request, await explaining.dry_run(service, submission))
+    result = await service.submit(body, None if key is None else key.strip())
     return answer(
         request, render.submitted(result),
         status=201 if result.created else 200, headers={"Location": f"/v1/sessions/{result.command.session_id}"},
@@ -86,6 +91,12 @@ async def get_branch(request: web.Request) -> web.Response:
     branch_id = BranchId(request.match_info["branch_id"].lower())
     reading = await request.app[SERVICE].get_branch(branch_id, arguments.wanted())
     return answer_reading(request, render.branch_detail(reading.value), reading)
+
+
+async def why_branch(request: web.Request) -> web.Response:
+    arguments = Arguments(request.query, FRESHNESS)
+    reading = await explaining.why(request.app[SERVICE], request.match_info["branch_id"].lower(), arguments.wanted())
+    return answer_reading(request, reading.value, reading)
 
 
 async def get_branch_at(request: web.Request) -> web.Response:

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from consensus.state.limits import ATTEMPTS_MAX, BRANCHES_PER_SESSION_MAX
+from consensus.state.limits import ATTEMPTS_MAX, BRANCHES_PER_SESSION_MAX, PRIORITY_MAX
 from consensus.state.rows import Attempt, Branch, Insight, Knowledge, Member, Session
 from node.http.arguments import AGE_MS_MAX
 from node.http.problems import FACE_CODES
@@ -133,6 +133,7 @@ def _submission() -> dict[str, Any]:
             "seed": {"type": "integer", "minimum": 0},
             "timeout_s": timeout,
             "attempts_max": attempts,
+            **_placement(),
         }
     )
     return {
@@ -151,10 +152,28 @@ def _submission() -> dict[str, Any]:
                 "ritual": {"type": "string", "description": "of branches that name none"},
                 "timeout_s": {**timeout, "description": "of branches that name none"},
                 "attempts_max": {**attempts, "description": "of branches that name none"},
+                "priority": {"type": "integer", "minimum": -PRIORITY_MAX, "maximum": PRIORITY_MAX, "default": 0},
+                "concurrency": {"type": "integer", "minimum": 1, "description": "branches at the same time, at most"},
+                **_placement(),
             }
         ),
         "required": ["thought", "branches"],
         "additionalProperties": False,
+    }
+
+
+def _placement() -> dict[str, Any]:
+    """Where branches may execute; what a session says counts for branches that do not say it."""
+    texts = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    condition = {"anyOf": [{"type": "string"}, {"type": "boolean"}, texts, _object({"in": texts, "not_in": texts})]}
+    labels = {"type": "object", "additionalProperties": condition}
+    return {
+        "require": {**labels, "description": "labels that a node must have; true: any value, false: not there"},
+        "prefer": {**labels, "description": "labels that a node should have, if one is free"},
+        "node": {"type": "string", "description": "name or id of the only node"},
+        "tier": {"anyOf": [{"enum": ["core", "edge", "leaf"]}, texts]},
+        "spread": {"type": "string", "description": "label over whose values branches are spread, as name or rack"},
+        "ritual_version": {"type": "string", "description": "1.2, or comparisons as >=1.2, <2"},
     }
 
 

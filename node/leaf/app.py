@@ -21,7 +21,15 @@ from mesh.parents import Candidates
 from mesh.secrets import Secrets
 from mesh.uplink import Uplinks
 from node import __version__, process
-from node.common import executor_settings, http_token, mesh_settings, named_rituals, ritual_offers
+from node.common import (
+    executor_settings,
+    http_token,
+    labels,
+    mesh_settings,
+    named_rituals,
+    ritual_limits,
+    ritual_offers,
+)
 from node.config import Config, join_host_port
 from node.executor.executor import Executor
 from node.executor.work import AttemptKey
@@ -161,6 +169,8 @@ class Leaf:
             software=labelled(__version__),
             at_ms=self._registered_at_ms,
             running=running,
+            labels=labels(config),
+            ritual_limits=ritual_limits(self.registry),
         )
 
     def _own(self, name: str, work: Coroutine[Any, Any, None]) -> None:

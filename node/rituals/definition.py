@@ -16,6 +16,7 @@ RitualFunction = TypeVar("RitualFunction", bound=Callable[..., Any])
 
 TIMEOUT_S_DEFAULT = 60.0
 VERSION_CHARS_MAX = 32
+CONCURRENCY_MAX = 1_000_000
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -102,6 +103,8 @@ class RitualDefinition(NamedTuple):
     """Of one attempt, if the submission does not say."""
     source: str = "meshnode"
     """Which distribution brought it."""
+    concurrency: int | None = None
+    """So many branches of it may run at the same time in the whole mesh."""
 
     def check(self, parameters: Mapping[str, Any]) -> str | None:
         """None if the parameters are allowed, otherwise the first thing that is wrong with them. Never raises."""
@@ -135,6 +138,7 @@ class RitualDefinition(NamedTuple):
             "description": self.description,
             "timeout_s": self.timeout_s,
             "source": self.source,
+            "concurrency": self.concurrency,
             "parameters": None
             if self.parameters is None
             else [
@@ -159,10 +163,19 @@ class Declaration(NamedTuple):
     description: str
     parameters: tuple[Parameter, ...] | None
     timeout_s: float
+    concurrency: int | None = None
 
     def definition(self, name: str, target: str, source: str = "meshnode") -> RitualDefinition:
         return RitualDefinition(
-            name, self.version, self.kind, self.description, target, self.parameters, self.timeout_s, source
+            name,
+            self.version,
+            self.kind,
+            self.description,
+            target,
+            self.parameters,
+            self.timeout_s,
+            source,
+            self.concurrency,
         )
 
 
@@ -170,7 +183,11 @@ class Declaration(NamedTuple):
 def ritual(function: RitualFunction, /) -> RitualFunction: ...
 @overload
 def ritual(
-    *, version: str = ..., parameters: Sequence[Parameter] | None = ..., timeout_s: float = ...
+    *,
+    version: str = ...,
+    parameters: Sequence[Parameter] | None = ...,
+    timeout_s: float = ...,
+    concurrency: int | None = ...,
 ) -> Callable[[RitualFunction], RitualFunction]: ...
 def ritual(
     function: RitualFunction | None = None,
@@ -179,9 +196,11 @@ def ritual(
     version: str = "1",
     parameters: Sequence[Parameter] | None = None,
     timeout_s: float = TIMEOUT_S_DEFAULT,
+    concurrency: int | None = None,
 ) -> RitualFunction | Callable[[RitualFunction], RitualFunction]:
     """Declare a function of one `Context` to be a ritual. `async def` is kind `async`, `def` is kind `cpu`. The first
     paragraph of the docstring is its description. Change `version` whenever the same seed would give another result.
+    `concurrency`: at most so many branches of it run at the same time in the whole mesh.
     """
 
     def declare(target: RitualFunction) -> RitualFunction:
@@ -194,7 +213,9 @@ def ritual(
             raise ValueError(f"timeout_s: found {timeout_s!r}, allowed is a number above 0")
         if not 0 < len(version) <= VERSION_CHARS_MAX:
             raise ValueError(f"version: found {version!r}, allowed is a str of 1 to {VERSION_CHARS_MAX} characters")
-        declaration = Declaration(version, kind_of(target), description, declared, timeout_s)
+        if concurrency is not None and not 1 <= concurrency <= CONCURRENCY_MAX:
+            raise ValueError(f"concurrency: found {concurrency!r}, allowed is 1 to {CONCURRENCY_MAX}")
+        declaration = Declaration(version, kind_of(target), description, declared, timeout_s, concurrency)
         target.__ritual__ = declaration  # type: ignore[attr-defined]
         return target
 

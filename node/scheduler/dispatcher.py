@@ -6,7 +6,7 @@ decision rests on a state that lacks the one before it, and what arrives meanwhi
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -15,16 +15,16 @@ import structlog
 from consensus.errors import ConsensusError
 from consensus.state import queries, versions
 from consensus.state.commands import Answer, AnyCommand, AssignBranches, Refused
+from consensus.state.rows import QueueEntry
 from consensus.state.versions import SUSPECT_VERSION
 from consensus.steps import ReplicaStatus
+from node.scheduler.fairness import Turns
 from node.scheduler.judgement import Outlook
-from node.scheduler.policy import BATCH_MAX, View, decide, free_places
+from node.scheduler.placement import View
+from node.scheduler.policy import decide
 from storage.errors import StorageError
 from storage.ids import NodeId
 from storage.transactions import Transaction
-
-QUEUE_WINDOW_MIN = 64
-"""Queue entries looked at beyond the number of free places: some fit nowhere (their ritual's slots are full)."""
 
 REVIEW_S = 0.5
 """Leases and silence are reviewed this often even if nothing happens; small against `judgement.CLOSED_MS`."""
@@ -49,6 +49,22 @@ class Consensus(Protocol):
     async def propose(self, command: AnyCommand, deadline_s: float = ...) -> Answer: ...
 
 
+class StoredQueue:
+    """The queue as of a snapshot; see `fairness.Queue`."""
+
+    def __init__(self, txn: Transaction) -> None:
+        self._txn = txn
+
+    def priorities(self) -> list[int]:
+        return queries.queued_priorities(self._txn)
+
+    def sessions(self, priority: int, start: bytes) -> Iterator[bytes]:
+        return queries.queued_sessions(self._txn, priority, start)
+
+    def entries(self, session: bytes, start: bytes, limit: int) -> list[tuple[bytes, QueueEntry]]:
+        return queries.queued_of(self._txn, session, start, limit)
+
+
 class Dispatcher:
     """`wake()` whenever something may have changed; `set_leading()` when leadership comes or goes."""
 
@@ -66,8 +82,9 @@ class Dispatcher:
         self._leading_since: float | None = None  # monotonic: a step of the wall clock must not age anybody
         self._progress: dict[NodeId, tuple[int, float]] = {}
         """Of each follower: what it has acknowledged, and since when no more."""
-        self._queue_from = b""
-        """Where to look in the queue, when everything before fits nowhere."""
+        self._turns = Turns()
+        self._looked = 0
+        """Queue entries that fitted nowhere, since something was assigned."""
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -77,7 +94,8 @@ class Dispatcher:
         if is_leading and self._leading_since is None:
             self._leading_since = time.monotonic()
             self._progress.clear()
-            self._queue_from = b""
+            self._turns = Turns()
+            self._looked = 0
         elif not is_leading:
             self._leading_since = None
         self.wake()
@@ -112,24 +130,23 @@ class Dispatcher:
                 testimonies=outlook.testimonies,
                 is_doubting=outlook.is_doubting,
                 knows_suspects=versions.common(members) >= SUSPECT_VERSION,
-                queue=[],
                 leases=queries.leases(txn),
                 stuck=self._stuck(time.monotonic()),
             )
-            places = free_places(view)
-            if places:
-                window = min(places, BATCH_MAX) + QUEUE_WINDOW_MIN
-                view.queue[:], next_place = queries.queue_page(txn, self._queue_from, window)
-            else:
-                next_place = None
-        commands = decide(view, now_ms)
-        is_assigning = any(isinstance(command, AssignBranches) for command in commands)
-        if next_place is not None and not is_assigning:
-            self._queue_from = next_place  # nothing here fits; others may, further back
+            commands, served = decide(view, StoredQueue(txn), self._turns, now_ms)
+            queue_length = queries.queue_length(txn)
+        self._looked += served.looked
+        if any(isinstance(command, AssignBranches) for command in commands) or not served.has_more:
+            self._looked = 0
+        elif self._looked < queue_length:  # nothing here fits; others may, further back
             self.wake()
         else:
-            self._queue_from = b""
+            self._looked = 0  # all of it was seen; again at the next review, or when something happens
         return commands
+
+    def stuck(self) -> set[NodeId]:
+        """Members whose replica does not keep up; known on the leader only."""
+        return self._stuck(time.monotonic()) if self._leading_since is not None else set()
 
     def _stuck(self, now: float) -> set[NodeId]:
         """Also those that say that their tables are not to be trusted."""

@@ -12,7 +12,7 @@ import asyncio
 import difflib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from math import ceil
 from typing import Any, Final, TypeVar
@@ -58,7 +58,7 @@ from node.service.readings import (
     Until,
     Wanted,
 )
-from node.service.submission import decode_body, parse_submission
+from node.service.submission import Submission, decode_body, parse_submission
 from node.service.watching import WHOLE_INDEX, Cursor, EventHub, EventPage, cursor_of
 from storage.errors import StorageError
 from storage.ids import BranchId, NodeId, SessionId
@@ -112,6 +112,7 @@ class NodeService:
         self.changes: ChangesPort | None = None
         self.steward: StewardPort | None = None
         self.lookout: LookoutPort | None = None
+        self.stuck: Callable[[], Collection[NodeId]] = tuple
 
     def attach(
         self,
@@ -125,8 +126,7 @@ class NodeService:
         """The node takes part in a mesh from now on. Call it before the node registers, so that its first command
         counts as progress. `offer` answers with a free place of this node for a ritual."""
         assert self._group is None, "attached twice"
-        self._group = group
-        self._offer = offer
+        self._group, self._offer = group, offer
         self.snapshots = snapshots
         self.changes, self.steward = changes, steward
         self.executor = executor
@@ -187,10 +187,18 @@ class NodeService:
     async def submit(self, body: bytes, key: str | None = None) -> Submitted:
         """Accepts a session from its JSON body; durable when answered. A repeat of the same submission (same id or
         key, same body) is answered with the session as it stands."""
-
         self.disk.check_new_work()
+        command = (await self.parse(body, key)).command
+        command = msgspec.structs.replace(command, offer=self._offer(command.branches[0].ritual))
+        answer = await self.propose(command)
+        status = self.status
+        session = self.read(lambda txn: queries.get_session(txn, command.session_id))
+        is_new = session.submit_index == answer.index if session is not None else answer.changed > 0
+        index = session.submit_index if session is not None else answer.index
+        return Submitted(session, index, max(index, status.applied_index), status.leader, command, is_new)
 
-        def parse() -> Any:
+    async def parse(self, body: bytes, key: str | None = None) -> Submission:
+        def parse() -> Submission:
             return parse_submission(
                 decode_body(body),
                 key=key,
@@ -201,15 +209,7 @@ class NodeService:
                 now_ms=self.now_ms(),
             )
 
-        submission = parse() if len(body) <= INLINE_BODY_BYTES_MAX else await asyncio.to_thread(parse)
-        command = submission.command
-        command = msgspec.structs.replace(command, offer=self._offer(command.branches[0].ritual))
-        answer = await self.propose(command)
-        status = self.status
-        session = self.read(lambda txn: queries.get_session(txn, command.session_id))
-        is_new = session.submit_index == answer.index if session is not None else answer.changed > 0
-        index = session.submit_index if session is not None else answer.index
-        return Submitted(session, index, max(index, status.applied_index), status.leader, command, is_new)
+        return parse() if len(body) <= INLINE_BODY_BYTES_MAX else await asyncio.to_thread(parse)
 
     async def cancel(self, session_id: SessionId, reason: str) -> Reading[Session]:
         """Cancels what is not terminal; a finished session is answered as it stands."""

@@ -19,12 +19,16 @@ from consensus.state.limits import (
     ATTEMPTS_MAX,
     BRANCHES_PER_SESSION_MAX,
     COMMAND_BYTES_MAX,
+    CONCURRENCY_MAX,
     JSON_DEPTH_MAX,
     PARAMETERS_BYTES_MAX,
+    PRIORITY_MAX,
     TASK_BYTES_MAX,
     THOUGHT_BYTES_MAX,
 )
+from consensus.state.rows import Placement
 from node.service.errors import ServiceError
+from node.service.placing import PLACEMENT_KEYS, parse_placement
 from storage.codec import check_json
 from storage.errors import CodecError
 from storage.ids import NodeId, SessionId
@@ -38,9 +42,10 @@ ATTEMPTS_DEFAULT: Final = 3
 CONSOLIDATION_DEFAULT: Final = "consolidate"
 
 _SESSION_KEYS: Final = (
-    "id", "thought", "main_session_id", "branches", "consolidation", "ritual", "timeout_s", "attempts_max",
+    "id", "thought", "main_session_id", "branches", "consolidation", "ritual", "timeout_s", "attempts_max", "priority",
+    "concurrency", *PLACEMENT_KEYS,
 )  # fmt: skip
-_BRANCH_KEYS: Final = ("ritual", "task", "parameters", "seed", "timeout_s", "attempts_max")
+_BRANCH_KEYS: Final = ("ritual", "task", "parameters", "seed", "timeout_s", "attempts_max", *PLACEMENT_KEYS)
 _ID_SPACE: Final = uuid.UUID("6ad3f5c4-90c0-5c6e-9f1e-0a6f8a9d6c11")
 """Name space of session ids that are hashed from idempotency keys."""
 
@@ -131,6 +136,7 @@ def parse_submission(
         session_id, find_ritual, offered, document.get("ritual"), _timeout(document, "", None),
         _attempts(document, "", ATTEMPTS_DEFAULT),
     )  # fmt: skip
+    placement = parse_placement(document, "", None)
     raw_branches = document.get("branches")
     if not isinstance(raw_branches, list) or not raw_branches:
         raise _invalid("branches", "must be a list with at least one branch")
@@ -148,10 +154,12 @@ def parse_submission(
         session_id=session_id,
         thought=_text(document, "thought", "", THOUGHT_BYTES_MAX),
         main_session_id=None if parent is None else SessionId(_uuid(parent, "main_session_id")),
-        branches=[reader.read(raw, index, f"branches[{index}]") for index, raw in enumerate(raw_branches)],
-        consolidation=reader.read(raw_consolidation, len(raw_branches), "consolidation"),
+        branches=[reader.read(raw, index, f"branches[{index}]", placement) for index, raw in enumerate(raw_branches)],
+        consolidation=reader.read(raw_consolidation, len(raw_branches), "consolidation", None),
         submitted_by=submitted_by,
         at_ms=now_ms,
+        priority=_whole(document, "priority", -PRIORITY_MAX, PRIORITY_MAX) or 0,
+        concurrency=_whole(document, "concurrency", 1, CONCURRENCY_MAX),
     )
     return Submission(command, had_id)
 
@@ -173,7 +181,8 @@ class _BranchReader:
         self._timeout_ms = timeout_ms
         self._attempts_max = attempts_max
 
-    def read(self, raw: object, index: int, where: str) -> BranchSpec:
+    def read(self, raw: object, index: int, where: str, placement: Placement | None) -> BranchSpec:
+        """`placement` is that of the session."""
         if not isinstance(raw, dict):
             raise _invalid(where, f"must be an object, found {_kind(raw)}")
         _check_keys(raw, _BRANCH_KEYS, where)
@@ -207,6 +216,7 @@ class _BranchReader:
             seed=self._seed(raw, index, where),
             timeout_ms=max(1, int(default_s * 1000)) if timeout_ms is None else timeout_ms,
             attempts_max=_attempts(raw, where, self._attempts_max),
+            placement=parse_placement(raw, where, placement),
         )
 
     def _seed(self, raw: Mapping[str, object], index: int, where: str) -> int:
@@ -294,6 +304,13 @@ def _attempts(document: Mapping[str, object], where: str, default: int) -> int:
         at = f"{where}.attempts_max" if where else "attempts_max"
         raise _invalid(at, f"must be a whole number from 1 to {ATTEMPTS_MAX}")
     return value
+
+
+def _whole(document: Mapping[str, object], name: str, least: int, most: int) -> int | None:
+    value = document.get(name)
+    if value is not None and (type(value) is not int or not least <= value <= most):
+        raise _invalid(name, f"must be a whole number from {least} to {most:,}")
+    return value if type(value) is int else None
 
 
 def _kind(value: object) -> str:

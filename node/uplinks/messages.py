@@ -75,6 +75,8 @@ class Register(Row, frozen=True, kw_only=True):
     software: str
     at_ms: int
     running: list[AttemptKey] = []
+    labels: dict[str, str] = {}
+    ritual_limits: dict[str, int] = {}
 
 
 class Registered(Row, frozen=True, kw_only=True):

@@ -216,6 +216,8 @@ class Parent:
             at_ms=offer.at_ms,
             parent=self._facts.node_id,
             parent_instance=self._facts.instance_id,
+            labels=offer.labels,
+            ritual_limits=offer.ritual_limits,
         )
         self._assignments.serve(peer, leaf.instance_id, leaf.line)
         answer = await self._propose(command, REGISTER_S)

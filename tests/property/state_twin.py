@@ -77,7 +77,7 @@ class Twin:
     # Members
 
     def register(self, command: RegisterMember) -> Answer:
-        offer = (command.name, command.slots, sorted(command.rituals), command.parent)
+        offer = (command.name, command.slots, sorted(command.rituals), command.parent, command.ritual_limits)
         known = self.members.get(command.node_id)
         member: dict[str, Any] = {
             "instance": command.instance_id,
@@ -86,6 +86,7 @@ class Twin:
             "registered": command.at_ms,
             "former": [],
             "drain": (False, False, None),
+            "limits": command.ritual_limits,
         }
         if known is not None:
             member["former"] = known["former"]
@@ -154,7 +155,14 @@ class Twin:
     # Sessions
 
     def submit(self, command: SubmitSession) -> Answer:
-        body = (command.thought, command.main_session_id, command.branches, command.consolidation)
+        body = (
+            command.thought,
+            command.main_session_id,
+            command.branches,
+            command.consolidation,
+            command.priority,
+            command.concurrency,
+        )
         known = self.sessions.get(command.session_id)
         if known is not None:
             return ("applied", 0, 0) if known["body"] == body else ("refused", "session_exists")
@@ -164,6 +172,7 @@ class Twin:
             "id": command.session_id,
             "body": body,
             "index": self.index,
+            "priority": command.priority,
             "status": "pending",
             "failure": None,
             "started": None,
@@ -174,6 +183,8 @@ class Twin:
                     "ritual": spec.ritual,
                     "attempts_max": spec.attempts_max,
                     "timeout": spec.timeout_ms,
+                    "placement": spec.placement,
+                    "rests": 0,
                     "status": "pending",
                     "attempt": 0,
                     "node": None,
@@ -190,13 +201,16 @@ class Twin:
             ],
         }
         self.events.append(f"session_submitted {command.session_id}")
-        if self.queue()[0][0] == command.session_id:
+        if all(place[0] == command.session_id for place in self.queue()):
             self.take_up(command.offer, command.session_id, 0)
         return ("applied", 1, 0)
 
     def take_up(self, offer: Any, session_id: str, place: int) -> None:
         if offer is not None:
             branch = self.sessions[session_id]["branches"][place]
+            member = self.members.get(offer.node_id)
+            if branch["placement"] is not None or (member and branch["ritual"] in member["limits"]):
+                return
             self.assign(
                 Assignment(
                     session_id=SessionId(session_id),
@@ -287,6 +301,7 @@ class Twin:
             return False
         if item.failure is not None:
             self.end(session, branch, item.failure.code, is_lost=item.is_lost, duration=item.duration_ms)
+            branch["rests"] = item.retry_at_ms
             return True
         branch.update(status="completed", knowledge=item.knowledge, duration=item.duration_ms, deadline=None)
         branch["attempts"][-1]["status"] = "completed"
@@ -322,6 +337,7 @@ class Twin:
         branch["attempts"][-1].update(status="lost" if is_lost else "failed", failure=code)
         branch["losses" if is_lost else "failures"] += 1
         branch["deadline"] = None
+        branch["rests"] = 0
         if is_lost and branch["losses"] >= self.losses_max:
             final = "lost_too_often"
         elif not is_lost and branch["failures"] >= branch["attempts_max"]:
@@ -337,12 +353,13 @@ class Twin:
 
     # What can be seen
 
-    def queue(self) -> list[tuple[str, int, int, str | None]]:
+    def queue(self) -> list[tuple[str, int, int, str | None, int]]:
         waiting = []
-        for session in sorted(self.sessions.values(), key=lambda each: each["index"]):
+        for session in sorted(self.sessions.values(), key=lambda each: (-each["priority"], each["index"])):
             for branch in session["branches"]:
                 if branch["status"] == "pending" and (not branch["is_last"] or self.is_ready(session)):
-                    waiting.append((session["id"], branch["place"], len(branch["attempts"]) + 1, branch["node"]))
+                    attempt = len(branch["attempts"]) + 1
+                    waiting.append((session["id"], branch["place"], attempt, branch["node"], branch["rests"]))
         return waiting
 
     def leases(self) -> list[tuple[str, int, int, str, int]]:

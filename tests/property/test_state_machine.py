@@ -15,8 +15,9 @@ from consensus.errors import UpgradeRequired
 from consensus.state import branches, members, queries, sessions
 from consensus.state.commands import AnyCommand, Applied, Canary, Offer, Refused
 from consensus.state.encoding import encode_command
-from consensus.state.rows import Branch
+from consensus.state.rows import Branch, Placement
 from consensus.state.versions import COMMAND_VERSION
+from storage.keys import u64
 from tests.property.state_twin import Answer, Twin, failure_code
 from tests.unit.state.model import (
     FAILED,
@@ -83,13 +84,13 @@ class Pair:
     def compare(self) -> None:
         twin, read = self.twin, self.replica.read
         assert [
-            (e.session_id, e.branch_index, e.attempt, e.avoid) for e in read(queries.queue_head, 999)
+            (e.session_id, e.branch_index, e.attempt, e.avoid, e.not_before_ms) for e in read(queries.queue_head, 999)
         ] == twin.queue()
         held = [(x.session_id, x.branch_index, x.attempt, x.node_id, x.deadline_ms) for x in read(queries.leases)]
         assert held == twin.leases()
         seen_members = {
             m.node_id: (
-                (m.instance_id, m.status, m.slots, sorted(m.rituals), m.parent, m.former_instance_ids),
+                (m.instance_id, m.status, m.slots, sorted(m.rituals), m.parent, m.ritual_limits, m.former_instance_ids),
                 (m.is_draining, m.is_leaving, m.hand_back_at_ms),
             )
             for m in read(queries.members)
@@ -183,11 +184,17 @@ class Comparison(RuleBasedStateMachine):
         self.limits.close()
 
     @rule(
-        node=nodes, number=numbers, at_ms=times, slots=st.integers(1, 2), names=st.sets(st.sampled_from(list(RITUALS)))
+        node=nodes,
+        number=numbers,
+        at_ms=times,
+        slots=st.integers(1, 2),
+        names=st.sets(st.sampled_from(list(RITUALS))),
+        is_limited=st.booleans(),
     )
-    def register(self, node: Any, number: int, at_ms: int, slots: int, names: set[str]) -> None:
+    def register(self, node: Any, number: int, at_ms: int, slots: int, names: set[str], is_limited: bool) -> None:
         offered = {name: RITUALS[name] for name in sorted(names)}
-        self.pair.apply(register(node, number, at_ms=at_ms, slots=slots, rituals=offered))
+        limits = dict.fromkeys(offered, 1) if is_limited else {}
+        self.pair.apply(register(node, number, at_ms=at_ms, slots=slots, rituals=offered, ritual_limits=limits))
 
     @rule(node=nodes)
     def come_back(self, node: Any) -> None:
@@ -219,11 +226,30 @@ class Comparison(RuleBasedStateMachine):
     def drain(self, node: Any, number: int, is_leaving: bool | None, until: int | None) -> None:
         self.pair.apply(drain(node, number, is_leaving=is_leaving, hand_back_at_ms=until))
 
-    @rule(identity=session_ids, count=st.integers(1, 3), attempts_max=st.integers(1, 2), at_ms=times, offered=offers)
-    def submit(self, identity: Any, count: int, attempts_max: int, at_ms: int, offered: Offer | None) -> None:
-        parts = [spec(attempts_max=attempts_max) for _ in range(count)]
-        last = spec("consolidate", attempts_max=attempts_max)
-        self.pair.apply(submit(identity, at_ms=at_ms, specs=parts, consolidation=last, offer=offered))
+    @rule(
+        identity=session_ids,
+        count=st.integers(1, 3),
+        attempts_max=st.integers(1, 2),
+        at_ms=times,
+        offered=offers,
+        priority=st.sampled_from([0, 0, 1, -1, 10]),
+        where=st.sampled_from([None, None, Placement(node="n1")]),
+    )
+    def submit(
+        self,
+        identity: Any,
+        count: int,
+        attempts_max: int,
+        at_ms: int,
+        offered: Offer | None,
+        priority: int,
+        where: Placement | None,
+    ) -> None:
+        parts = [spec(attempts_max=attempts_max, placement=where) for _ in range(count)]
+        last = spec("consolidate", attempts_max=attempts_max, placement=where)
+        self.pair.apply(
+            submit(identity, at_ms=at_ms, specs=parts, consolidation=last, offer=offered, priority=priority)
+        )
 
     @rule(identity=session_ids, odds=st.integers(0, 3))
     def cancel(self, identity: Any, odds: int) -> None:
@@ -236,7 +262,7 @@ class Comparison(RuleBasedStateMachine):
         number = int(member["instance"].rpartition("-")[2]) if member else 1
         head = [
             assignment(s, p, a, node, number)  # type: ignore[arg-type]
-            for s, p, a, _ in self.pair.twin.queue()[:count]
+            for s, p, a, *_ in self.pair.twin.queue()[:count]
         ]
         self.pair.apply(assign(*head, *blind, *head[:1], at_ms=at_ms))
 
@@ -248,7 +274,8 @@ class Comparison(RuleBasedStateMachine):
             if how == "ok":
                 known.append(outcome(s, p, a, node, knowledge=data.draw(results)))  # type: ignore[arg-type]
             elif how != "not yet":
-                known.append(outcome(s, p, a, node, failure=FAILED, is_lost=how == "lost"))  # type: ignore[arg-type]
+                rest = data.draw(st.sampled_from([0, 77]))
+                known.append(outcome(s, p, a, node, failure=FAILED, is_lost=how == "lost", retry_at_ms=rest))  # type: ignore[arg-type]
         self.pair.apply(complete(*known, *blind, *known[:1], at_ms=at_ms, offered=offered))
 
     @rule(data=st.data())
@@ -294,6 +321,9 @@ def test_the_machine_agrees_with_its_twin() -> None:
 
 
 FAULTS: dict[str, Any] = {
+    "urgent sessions wait their turn": lambda: patch.object(
+        sessions, "queue_prefix", lambda priority, index: u64(index)
+    ),
     "an attempt more than allowed": lambda: patch.object(branches, "LOSSES_MAX", LOSSES_MAX + 1),
     "the consolidation is never queued": lambda: patch.object(branches, "settle", lambda work: None),
     "nothing is assigned": lambda: patch.object(branches, "_assign_one", lambda work, item, member: False),

@@ -14,7 +14,7 @@ from consensus.state.commands import Applied
 from consensus.state.events import BranchAssigned, Numbered
 from consensus.state.rows import Lease
 from consensus.state.sessions import queue_entry
-from consensus.state.tables import BRANCHES, LEASES, QUEUE, encode
+from consensus.state.tables import BRANCHES, LEASES, QUEUE, encode_row
 from consensus.steps import Resolved
 from node.scheduler import policy
 from node.work import Assignments
@@ -75,8 +75,8 @@ def two_attempts(patch: Patch) -> None:
         if edit is not None and branch is not None and branch.status == "processing":
             key = edit.branch_key(item.branch_index)
             work.remove(LEASES, key, work.txn.get(LEASES, key))
-            work.insert(QUEUE, edit.queue_key(item.branch_index), encode(queue_entry(branch)))
-            work.put(BRANCHES, key, encode(branch))
+            work.insert(QUEUE, edit.queue_key(item.branch_index), encode_row(queue_entry(branch, edit.row)))
+            work.put(BRANCHES, key, encode_row(branch))
             item = replace(item, attempt=branch.attempt + 1)
         return real(work, item, member)
 

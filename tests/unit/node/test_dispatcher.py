@@ -13,6 +13,7 @@ from consensus.state.commands import AnyCommand, BranchSpec, RegisterMember, Sub
 from consensus.state.rows import RitualOffer
 from node.pulse import Pulse
 from node.scheduler import dispatcher as dispatcher_module
+from node.scheduler import policy
 from node.scheduler.dispatcher import Dispatcher
 from node.scheduler.judgement import LinkView, Outlook
 from storage.ids import InstanceId, NodeId, SessionId
@@ -107,7 +108,7 @@ def test_only_a_leader_decides() -> None:
 
 
 def test_what_fits_nowhere_does_not_hide_what_lies_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher_module, "QUEUE_WINDOW_MIN", 2)
+    monkeypatch.setattr(policy, "LOOK_MIN", 2)
     group = TwinGroup()
     register(group)
     submit(group, 1, 50, ritual="nobody_offers_this")

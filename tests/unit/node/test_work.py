@@ -28,7 +28,7 @@ from consensus.state.commands import (
 from consensus.state.rows import Failure, Knowledge, RitualOffer
 from node import work as work_module
 from node.executor.work import Work
-from node.work import Assignments, Places, Reporter
+from node.work import Assignments, Places, Reporter, backoff_ms
 from storage.ids import InstanceId, NodeId, SessionId
 from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinGroup
 
@@ -341,3 +341,10 @@ def test_one_bad_outcome_does_not_take_its_neighbours_along() -> None:
     assert session.completed == 7
     assert third.status == "pending", "its failure is recorded and it is tried again"
     assert [attempt.failure and attempt.failure.code for attempt in attempts] == ["malformed"]
+
+
+def test_failed_attempts_rest_longer_each_time() -> None:
+    rests = [backoff_ms(attempt) for attempt in range(1, 30)]
+    assert rests[:4] == [200, 400, 800, 1600]
+    assert rests == sorted(rests)
+    assert rests[-1] == 60_000

@@ -3,10 +3,9 @@
 from msgspec.structs import replace
 
 from consensus.state.commands import AssignBranches, RequeueBranches, SetMemberStatus
-from node.scheduler import policy
 from node.scheduler.draining import departures, hand_back
 from storage.ids import NodeId
-from tests.unit.scheduler.test_policy import NOW_MS, entry, lease, member, view
+from tests.unit.scheduler.world import NOW_MS, decide, entry, lease, member, view
 
 A = NodeId("a")
 DRAINING = replace(member("b"), is_draining=True, hand_back_at_ms=NOW_MS)
@@ -18,7 +17,7 @@ def test_work_is_handed_back_when_the_time_is_over_and_goes_elsewhere() -> None:
     assert hand_back([replace(DRAINING, hand_back_at_ms=None)], leases, NOW_MS) == []
     (requeue,) = hand_back([DRAINING], leases, NOW_MS)
     assert (requeue.branch_index, requeue.is_lost, requeue.failure.code) == (0, True, "node_draining")
-    commands = policy.decide(view([member("a"), DRAINING], [entry(5)], leases), NOW_MS)
+    commands = decide(view([member("a"), DRAINING], [entry(5)], leases), NOW_MS)
     assert isinstance(commands[0], RequeueBranches)
     assert isinstance(commands[1], AssignBranches)
     assert {item.node_id for item in commands[1].assignments} == {"a"}
@@ -36,6 +35,6 @@ def test_who_leaves_has_left_when_it_has_nothing_to_do_and_the_leader_hands_over
     assert len(departures([leaving, leaf], [], A, NOW_MS)) == 1
     assert len(departures([leaving, replace(leaf, parent=A)], [], A, NOW_MS - 1)) == 1
     dead = replace(leaving, status="dead")
-    assert [type(command) for command in policy.decide(view([member("a"), dead], links={}), NOW_MS)] == [
-        SetMemberStatus
-    ], "also who is dead may leave"
+    assert [type(command) for command in decide(view([member("a"), dead], links={}), NOW_MS)] == [SetMemberStatus], (
+        "also who is dead may leave"
+    )

@@ -20,7 +20,7 @@ from node.scheduler.judgement import (
 )
 from node.scheduler.testimony import TESTIMONY_BYTES_MAX, Testimony, decode_testimony, encode_testimony
 from storage.ids import InstanceId, NodeId
-from tests.unit.scheduler.test_policy import NOW_MS, member, up
+from tests.unit.scheduler.world import NOW_MS, member, up
 
 A, B, C, D = (NodeId(name) for name in "abcd")
 M = NodeId("m")

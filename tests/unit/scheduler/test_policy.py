@@ -1,4 +1,4 @@
-"""The scheduler's decisions: who is dead, what is overdue, and who gets what."""
+"""The scheduler's decisions: what is overdue, and who gets what."""
 
 import dataclasses
 
@@ -7,72 +7,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from consensus.state.commands import AssignBranches, RequeueBranches, SetMemberStatus
-from consensus.state.rows import Lease, Member, MemberStatus, QueueEntry, RitualOffer
 from node.scheduler import policy
 from node.scheduler.judgement import SILENCE_MS, LinkView
-from node.scheduler.policy import View
-from storage.ids import InstanceId, NodeId, SessionId
-
-NOW_MS = 1_000_000
-SESSION = SessionId("2df18a12-f01b-4fb3-91b1-b52a88d742cf")
-RITUALS = {"cpu": RitualOffer(version="1", kind="cpu"), "async": RitualOffer(version="1", kind="async")}
-
-
-def up(name: str, number: int = 1) -> LinkView:
-    return LinkView(is_up=True, since_ms=60_000, instance_id=InstanceId(f"{name}-{number}"))
-
-
-def member(name: str, slots: int = 2, async_slots: int = 4, status: MemberStatus = "alive", **more: object) -> Member:
-    return Member(
-        node_id=NodeId(name),
-        instance_id=InstanceId(f"{name}-1"),
-        name=name,
-        tier="core",
-        address="",
-        http_address="",
-        slots=slots,
-        async_slots=async_slots,
-        rituals=more.get("rituals", RITUALS),
-        software="0",
-        status=status,
-    )
-
-
-def entry(index: int, ritual: str = "cpu", avoid: str | None = None, attempt: int = 1) -> QueueEntry:
-    return QueueEntry(
-        session_id=SESSION,
-        branch_index=index,
-        ritual=ritual,
-        attempt=attempt,
-        timeout_ms=60_000,
-        avoid=NodeId(avoid) if avoid else None,
-    )
-
-
-def lease(index: int, node: str, ritual: str = "cpu", deadline_ms: int = NOW_MS + 1) -> Lease:
-    return Lease(
-        session_id=SESSION,
-        branch_index=index,
-        ritual=ritual,
-        attempt=1,
-        node_id=NodeId(node),
-        instance_id=InstanceId(f"{node}-1"),
-        deadline_ms=deadline_ms,
-    )
-
-
-def view(members: list[Member], queue: list[QueueEntry] = [], leases: list[Lease] = [], **more: object) -> View:  # noqa: B006
-    links = more.get("links", {m.node_id: up(m.node_id) for m in members if m.node_id != "a"})
-    leads_ms = more.get("leader_for_ms", 60_000)
-    return View(node_id=NodeId("a"), leader_for_ms=leads_ms, members=members, links=links, queue=queue, leases=leases)
-
-
-def placed(view: View) -> dict[int, str]:
-    return {a.branch_index: a.node_id for a in policy.place(view, set(), NOW_MS)}
+from node.scheduler.placement import Floor
+from storage.ids import InstanceId, NodeId
+from tests.unit.scheduler.world import NOW_MS, decide, entry, lease, member, placed, up, view
 
 
 def test_nothing_to_do() -> None:
-    assert policy.decide(view([member("a"), member("b")]), NOW_MS) == []
+    assert decide(view([member("a"), member("b")]), NOW_MS) == []
 
 
 def test_queue_is_served_in_order_by_the_least_loaded() -> None:
@@ -103,7 +46,9 @@ def test_retry_goes_elsewhere_unless_there_is_no_elsewhere() -> None:
 
 
 def test_attempt_and_deadline_of_an_assignment() -> None:
-    (assignment,) = policy.place(view([member("b")], [entry(7, attempt=3)]), set(), NOW_MS)
+    (command,) = decide(view([member("b")], [entry(7, attempt=3)]), NOW_MS)
+    assert isinstance(command, AssignBranches)
+    (assignment,) = command.assignments
     assert assignment.attempt == 3
     assert assignment.instance_id == "b-1"
     assert assignment.deadline_ms == NOW_MS + 60_000 + policy.LEASE_GRACE_MS
@@ -118,7 +63,7 @@ def test_nothing_for_those_who_are_dead_or_not_linked() -> None:
 def test_silent_member_is_dead_and_its_place_is_not_filled() -> None:
     nodes = [member("a"), member("b")]
     links = {NodeId("b"): LinkView(is_up=False, since_ms=SILENCE_MS)}
-    commands = policy.decide(view(nodes, [entry(0)], links=links), NOW_MS)
+    commands = decide(view(nodes, [entry(0)], links=links), NOW_MS)
     assert commands[0] == SetMemberStatus(
         node_id=NodeId("b"), instance_id=InstanceId("b-1"), status="dead", at_ms=NOW_MS
     )
@@ -127,7 +72,7 @@ def test_silent_member_is_dead_and_its_place_is_not_filled() -> None:
 
 
 def test_overdue_lease_is_requeued() -> None:
-    commands = policy.decide(view([member("a")], leases=[lease(0, "a", deadline_ms=NOW_MS), lease(1, "a")]), NOW_MS)
+    commands = decide(view([member("a")], leases=[lease(0, "a", deadline_ms=NOW_MS), lease(1, "a")]), NOW_MS)
     assert isinstance(commands[0], RequeueBranches)
     assert [r.branch_index for r in commands[0].requeues] == [0]
     assert commands[0].requeues[0].is_lost, "a node that works reports its own timeouts: this is not the ritual's fault"
@@ -166,7 +111,7 @@ def test_a_member_that_takes_no_more_gets_nothing() -> None:
 
 
 def test_free_places() -> None:
-    assert policy.free_places(view([member("a"), member("b")], leases=[lease(0, "a"), lease(1, "b", "async")])) == 10
+    assert Floor(view([member("a"), member("b")], leases=[lease(0, "a"), lease(1, "b", "async")]), NOW_MS).free == 10
 
 
 def test_batches_are_bounded() -> None:
@@ -191,21 +136,20 @@ def test_no_node_gets_more_than_it_has_and_no_branch_two_nodes(nodes, queued, le
     }
     queue = [entry(i, ritual, avoid) for i, (ritual, avoid) in enumerate(queued)]
     leases = [lease(100 + i, node, ritual) for i, (ritual, node) in enumerate(leased)]
-    assignments = policy.place(view(members, queue, leases, links=links), set(), NOW_MS)
-    assert len({a.branch_index for a in assignments}) == len(assignments)
+    where = placed(view(members, queue, leases, links=links))
     kinds = {e.branch_index: e.ritual for e in queue}
     for m in members:
         for kind, slots in (("cpu", m.slots), ("async", m.async_slots)):
-            given_now = sum(a.node_id == m.node_id and kinds[a.branch_index] == kind for a in assignments)
+            given_now = sum(node == m.node_id and kinds[index] == kind for index, node in where.items())
             had = sum(lease.node_id == m.node_id and lease.ritual == kind for lease in leases)
             assert given_now == 0 or given_now + had <= slots
             assert given_now == 0 or m.status == "alive"
     # Nothing that fits is left lying: whoever was not placed finds no room.
-    for left in {e.branch_index for e in queue if e.ritual != "unknown"} - {a.branch_index for a in assignments}:
+    for left in {e.branch_index for e in queue if e.ritual != "unknown"} - set(where):
         kind = kinds[left]
         for m in members:
             if m.status != "alive" or not (m.node_id == "a" or links[m.node_id].is_up):
                 continue
-            taken = sum(a.node_id == m.node_id and kinds[a.branch_index] == kind for a in assignments)
+            taken = sum(node == m.node_id and kinds[index] == kind for index, node in where.items())
             taken += sum(lease.node_id == m.node_id and lease.ritual == kind for lease in leases)
             assert taken >= (m.slots if kind == "cpu" else m.async_slots)

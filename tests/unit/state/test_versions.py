@@ -115,8 +115,8 @@ def test_a_member_without_later_fields_is_the_row_that_the_first_version_makes()
         rituals={}, software="0.1.0",
     )  # fmt: skip
     first = [A, "i", "a", "core", "", "", 1, 1, {}, "0.1.0", "alive", 0, 0, 0, []]
-    assert msgspec.msgpack.decode(tables.encode_member(row)) == first
+    assert msgspec.msgpack.decode(tables.encode_row(row)) == first
     leaf = replace(row, parent=B, parent_instance="j")
-    assert msgspec.msgpack.decode(tables.encode_member(leaf))[:17] == [*first, B, "j"]
+    assert msgspec.msgpack.decode(tables.encode_row(leaf))[:17] == [*first, B, "j"]
     for member in (row, leaf):
-        assert tables.decode_member(tables.encode_member(member)) == member
+        assert tables.decode_member(tables.encode_row(member)) == member

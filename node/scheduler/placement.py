@@ -1,0 +1,244 @@
+"""Decides which member executes a branch, and says why another does not. Pure.
+
+Rules:
+- only members that are alive, heard by the leader (a Leaf: through its parent) and keep up get work, but not who drains
+  or rests.
+- what a branch requires must hold: node, ritual and its version, labels, and a free place.
+- of those that are left: not where the last attempt ended, if there is another; a consolidation not on a Leaf, which
+  has no results at hand, if there is another; then who fulfils most of what is preferred; then where least of the
+  session runs, if it is to be spread; then the least loaded.
+- the same functions choose and explain (`Floor.survey`), so what is told is what is done.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from consensus.state.rows import Lease, Member, QueueEntry, RitualKind
+from node.scheduler.fairness import is_session_full
+from node.scheduler.judgement import Evidence, LinkView, parent_of
+from node.scheduler.matching import holds, labels_of, told, version_fits
+from node.scheduler.testimony import Testimony
+from storage.ids import NodeId, SessionId
+
+
+@dataclass(frozen=True)
+class View:
+    """What a decision is based on. `leases` is all of them."""
+
+    node_id: NodeId
+    leader_for_ms: int
+    members: Sequence[Member]
+    links: Mapping[NodeId, LinkView]
+    leases: Sequence[Lease]
+    stuck: Collection[NodeId] = ()
+    """Members whose replica has not kept up for a while."""
+    testimonies: Mapping[NodeId, Testimony] = field(default_factory=dict)
+    is_doubting: bool = False
+    knows_suspects: bool = True
+    """Whether every member's software does."""
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        return Evidence(
+            self.node_id, self.leader_for_ms, self.links, self.testimonies, self.is_doubting, self.knows_suspects
+        )
+
+
+class Obstacle(NamedTuple):
+    """Why not. `code` is stable; `detail` says what is the case, `fix` what would change it."""
+
+    code: str
+    detail: str
+    fix: str
+
+
+def standing(view: View, member: Member) -> Obstacle | None:
+    """Why this member gets no work at all now; None: it does."""
+    if member.status != "alive":
+        return Obstacle("not_alive", f"is {member.status}", f"start {member.name} again, or connect it")
+    if member.is_draining:
+        return Obstacle("draining", "drains: it takes no new work", f"end the draining of {member.name}")
+    through = member if member.parent is None else parent_of(member, view.members)
+    if through is None:
+        return Obstacle("no_link", "hangs on no parent", f"check the network of {member.name}")
+    if not view.evidence.is_heard(through):
+        who = "is" if through is member else f"hangs on {through.name}, which is"
+        return Obstacle("no_link", f"{who} not heard by the leader", f"check the network of {through.name}")
+    if through.node_id in view.stuck:
+        who = "has" if through is member else f"hangs on {through.name}, which has"
+        return Obstacle("replica_behind", f"{who} a replica that does not keep up", f"check the disk of {through.name}")
+    link = view.links.get(member.node_id)
+    if link is not None and link.rests_ms > 0:
+        return Obstacle("resting", f"went up and down too often and rests for {link.rests_ms} ms", "wait")
+    return None
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A member while places are being filled."""
+
+    member: Member
+    labels: Mapping[str, str]
+    busy: dict[RitualKind, int] = field(default_factory=lambda: {"cpu": 0, "async": 0})
+
+    def slots(self, kind: RitualKind) -> int:
+        return self.member.slots if kind == "cpu" else self.member.async_slots
+
+    def load(self, kind: RitualKind) -> float:
+        return self.busy[kind] / self.slots(kind)
+
+    def obstacle(self, entry: QueueEntry) -> Obstacle | None:
+        """Why this branch cannot go there now; None: it can."""
+        member, placement = self.member, entry.placement
+        if placement is not None and placement.node not in (None, member.name, member.node_id):
+            return Obstacle("another_node", f"is not {placement.node}", f"start the node {placement.node}")
+        offer = member.rituals.get(entry.ritual)
+        if offer is None:
+            return Obstacle(
+                "ritual_not_offered", f"does not offer {entry.ritual}", f"install the ritual {entry.ritual} on a node"
+            )
+        if placement is not None:
+            if placement.version is not None and not version_fits(offer.version, placement.version):
+                return Obstacle(
+                    "ritual_version",
+                    f"offers {entry.ritual} {offer.version}, not {placement.version}",
+                    f"install {entry.ritual} {placement.version} on a node",
+                )
+            for condition in placement.require:
+                if not holds(condition, self.labels):
+                    found = self.labels.get(condition.label)
+                    has = f"has {condition.label} = {found}" if found is not None else f"has no label {condition.label}"
+                    return Obstacle(
+                        "label_mismatch",
+                        f"{has}; required is {told(condition)}",
+                        f"start a node with {told(condition)}",
+                    )
+        if self.busy[offer.kind] >= self.slots(offer.kind):
+            return _NO_ROOM[offer.kind] if self.slots(offer.kind) else _NO_SLOTS[offer.kind]
+        return None
+
+
+_NO_ROOM = {
+    kind: Obstacle("no_room", f"has no free {kind} slot", "wait for a free slot, or add nodes")
+    for kind in ("cpu", "async")
+}
+_NO_SLOTS = {kind: Obstacle("no_slots", f"gives no {kind} slots", "add nodes") for kind in ("cpu", "async")}
+
+
+class Floor:
+    """All places of the mesh, while they are being filled."""
+
+    def __init__(self, view: View, now_ms: int, gone: Collection[NodeId] = ()) -> None:
+        """`gone` are members that are being given up."""
+        self._leader = view.node_id
+        self._view = view
+        self._now_ms = now_ms
+        self._candidates: dict[NodeId, Candidate] = {}
+        self._others: list[tuple[Candidate, Obstacle]] = []
+        self.running: Counter[SessionId] = Counter()
+        self._of_ritual: Counter[str] = Counter()
+        self._spread: dict[SessionId, Counter[NodeId]] = {}
+        self._limits: dict[str, int] = {}
+        for member in view.members:
+            if member.status == "left":
+                continue
+            candidate = Candidate(member, labels_of(member))
+            obstacle = standing(view, member)
+            if obstacle is None and member.node_id in gone:
+                obstacle = Obstacle("not_alive", "is being given up", f"connect {member.name}")
+            if obstacle is None:
+                self._candidates[member.node_id] = candidate
+            else:
+                self._others.append((candidate, obstacle))
+            for ritual, limit in member.ritual_limits.items():
+                self._limits[ritual] = min(limit, self._limits.get(ritual, limit))
+        for lease in view.leases:
+            self.running[lease.session_id] += 1
+            self._of_ritual[lease.ritual] += 1
+            holder = self._candidates.get(lease.node_id)
+            if holder is not None and (offer := holder.member.rituals.get(lease.ritual)) is not None:
+                holder.busy[offer.kind] += 1
+        self.free = sum(
+            max(0, candidate.slots(kind) - candidate.busy[kind])
+            for candidate in self._candidates.values()
+            for kind in candidate.busy
+        )
+        """How many more branches fit, of whatever kind."""
+
+    def waits(self, entry: QueueEntry) -> Obstacle | None:
+        """Why this branch cannot go anywhere now, whatever is free."""
+        if entry.not_before_ms > self._now_ms:
+            left_s = (entry.not_before_ms - self._now_ms) / 1000
+            return Obstacle("resting", f"it rests for {left_s:.1f} s after a failed attempt", "wait")
+        if is_session_full(entry, self.running[entry.session_id]):
+            return Obstacle(
+                "session_limit", f"its session runs {entry.concurrency} branches, its limit", "wait for one of them"
+            )
+        limit = self._limits.get(entry.ritual)
+        if limit is not None and self._of_ritual[entry.ritual] >= limit:
+            return Obstacle("ritual_limit", f"{entry.ritual} runs {limit} times in the mesh, its limit", "wait")
+        return None
+
+    def survey(self, entry: QueueEntry) -> Iterator[tuple[Member, Obstacle | None]]:
+        """Every member, and why not there; None: it could go there now, if nothing else holds it back."""
+        for candidate in self._candidates.values():
+            yield candidate.member, candidate.obstacle(entry)
+        for candidate, obstacle in self._others:
+            unfit = candidate.obstacle(entry)
+            yield candidate.member, obstacle if unfit is None or unfit.code in ("no_room", "no_slots") else unfit
+
+    def choose(self, entry: QueueEntry) -> Member | None:
+        """Equal otherwise: a consolidation and async work stay with the leader, which holds the results and is one hop
+        nearer; CPU work goes elsewhere first, because the leader has the mesh to run."""
+        if self.waits(entry) is not None:
+            return None
+        best: Candidate | None = None
+        best_rank: tuple[bool, bool, int, int, float, bool, str] | None = None
+        for candidate in self._candidates.values():
+            if candidate.obstacle(entry) is not None:
+                continue
+            kind = candidate.member.rituals[entry.ritual].kind
+            is_leader = candidate.member.node_id == self._leader
+            rank = (
+                candidate.member.node_id == entry.avoid,
+                entry.role == "consolidation" and candidate.member.parent is not None,
+                -self._wishes(entry, candidate),
+                self._neighbours(entry, candidate),
+                candidate.load(kind),
+                is_leader if kind == "cpu" else not is_leader,
+                candidate.member.node_id,
+            )
+            if best_rank is None or rank < best_rank:
+                best, best_rank = candidate, rank
+        return None if best is None else best.member
+
+    def take(self, entry: QueueEntry, member: Member) -> None:
+        """The branch goes there."""
+        self._candidates[member.node_id].busy[member.rituals[entry.ritual].kind] += 1
+        self.free -= 1
+        self.running[entry.session_id] += 1
+        self._of_ritual[entry.ritual] += 1
+        if entry.session_id in self._spread:
+            self._spread[entry.session_id][member.node_id] += 1
+
+    def _wishes(self, entry: QueueEntry, candidate: Candidate) -> int:
+        if entry.placement is None or not entry.placement.prefer:
+            return 0
+        return sum(holds(condition, candidate.labels) for condition in entry.placement.prefer)
+
+    def _neighbours(self, entry: QueueEntry, candidate: Candidate) -> int:
+        """Branches of its session where it should not be with them."""
+        if entry.placement is None or entry.placement.spread is None:
+            return 0
+        held = self._spread.get(entry.session_id)
+        if held is None:
+            leases = (lease for lease in self._view.leases if lease.session_id == entry.session_id)
+            held = self._spread[entry.session_id] = Counter(lease.node_id for lease in leases)
+        label = entry.placement.spread
+        value = candidate.labels.get(label)
+        return sum(
+            held[other.member.node_id] for other in self._candidates.values() if other.labels.get(label) == value
+        )

@@ -1,0 +1,138 @@
+"""Where branches may execute, why they do not, and dry runs, over HTTP."""
+
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient
+
+from consensus.state.rows import Condition, Placement
+from node.service.errors import ServiceError
+from tests.unit.http.test_submission import parse
+from tests.unit.http.twin import NODE, TwinNode, body, run
+
+Client = TestClient[Any, Any]
+
+
+def test_what_a_session_says_counts_for_branches_that_do_not_say_it() -> None:
+    document = body(
+        branches=[
+            {"ritual": "echo", "task": "a"},
+            {"ritual": "echo", "task": "b", "require": {"gpu": ["a", "b"]}, "tier": "leaf", "node": "x"},
+        ],
+        require={"arch": {"not_in": ["arm"]}},
+        prefer={"ssd": True, "slow": False},
+        spread="rack",
+        ritual_version=">=1, <2",
+        priority=-2,
+        concurrency=4,
+    )
+    command = parse(document)
+    arm = Condition(label="arch", operator="not_in", values=["arm"])
+    prefer = [Condition(label="ssd", operator="exists"), Condition(label="slow", operator="missing")]
+    assert command.branches[0].placement == Placement(require=[arm], prefer=prefer, spread="rack", version=">=1, <2")
+    gpu = Condition(label="gpu", operator="in", values=["a", "b"])
+    leaf = Condition(label="tier", operator="in", values=["leaf"])
+    assert command.branches[1].placement == Placement(
+        require=[gpu, leaf], prefer=prefer, spread="rack", version=">=1, <2", node="x"
+    )
+    assert command.consolidation.placement is None, "that is another ritual: it says for itself"
+    assert (command.priority, command.concurrency) == (-2, 4)
+    assert parse(body()).branches[0].placement is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"require": "gpu"}, "require"),
+        ({"require": {"gpu": 1}}, "require.gpu"),
+        ({"require": {"gpu": {"like": ["a"]}}}, "require.gpu"),
+        ({"require": {"gpu": [1]}}, "require.gpu"),
+        ({"require": {"gpu": []}}, "require.gpu"),
+        ({"require": {"": "a"}}, "require."),
+        ({"prefer": {"gpu": {"in": {}}}}, "prefer.gpu.in"),
+        ({"tier": "cloud"}, "tier"),
+        ({"tier": [["core"]]}, "tier"),
+        ({"node": ""}, "node"),
+        ({"ritual_version": "~=1"}, "ritual_version"),
+        ({"priority": 11}, "priority"),
+        ({"priority": True}, "priority"),
+        ({"concurrency": 0}, "concurrency"),
+    ],
+)
+def test_what_cannot_be_understood_is_refused_by_name(fields: dict[str, Any], at: str) -> None:
+    with pytest.raises(ServiceError) as caught:
+        parse(body(**fields))
+    assert (caught.value.code, caught.value.values["at"]) == ("invalid_session", at)
+
+
+async def submitted(client: Client, **fields: Any) -> str:
+    answer = await client.post("/v1/sessions", json=body(2, **fields))
+    assert answer.status == 201, await answer.text()
+    return str((await answer.json())["session"]["id"])
+
+
+async def asked(client: Client, identity: str) -> dict[str, Any]:
+    answer = await client.get(f"/v1/branches/{identity}/why")
+    assert answer.status == 200, await answer.text()
+    document: dict[str, Any] = await answer.json()
+    return document
+
+
+def test_a_branch_says_what_rules_out_each_node_and_what_would_help() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        identity = await submitted(client, require={"gpu": "a4000"})
+        told = await asked(client, identity)
+        assert told["sentence"] == ("Branch 0 waits: it fits on none of 1 nodes now; no node has the label gpu.")
+        (candidate,) = told["candidates"]
+        assert (candidate["name"], candidate["fits"], candidate["code"]) == ("alpha", False, "label_mismatch")
+        assert told["unblock"] == ["start a node with gpu = a4000"]
+        by_branch = await asked(client, told["branch"]["id"])
+        assert by_branch["sentence"] == told["sentence"]
+
+    run(scenario)
+
+
+def test_a_branch_that_waits_for_its_turn_that_runs_and_that_has_ended() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        identity = await submitted(client, concurrency=1)
+        assert "waits for its turn" in (await asked(client, identity))["sentence"]
+        node.assign(identity, 0)
+        told = await asked(client, identity)
+        assert (told["branch"]["branch_index"], told["waits"]["code"]) == (1, "session_limit")
+        answer = await client.get(f"/v1/sessions/{identity}/branches/0")
+        running = await asked(client, (await answer.json())["branch"]["id"])
+        assert running["sentence"] == "Branch 0 executes on alpha in attempt 1."
+        assert "lease" in running["next_deadline"]["what"]
+        node.finish(identity, 0)
+        node.assign(identity, 1)
+        answer = await client.get(f"/v1/sessions/{identity}/branches/2")
+        last = await asked(client, (await answer.json())["branch"]["id"])
+        assert last["sentence"] == "The consolidation waits until the other branches have ended: 1 have not."
+        node.finish(identity, 1, fails=True)
+        assert "waits" in (await asked(client, identity))["sentence"]
+
+    run(scenario)
+
+
+def test_an_unknown_id_is_no_branch() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        answer = await client.get("/v1/branches/00000000-0000-0000-0000-000000000000/why")
+        assert (answer.status, (await answer.json())["code"]) == (404, "unknown_branch")
+
+    run(scenario)
+
+
+def test_a_dry_run_submits_nothing_and_says_where_branches_would_go() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        before = node.group.state.applied_index
+        answer = await client.post("/v1/sessions?dry_run=1", json=body(3))
+        told = await answer.json()
+        assert answer.status == 200
+        assert [row["node_id"] for row in told["placements"]] == [NODE, NODE, None]
+        assert told["placements"][2]["ruled_out"][0]["code"] == "no_room"
+        assert (told["placed"], told["total_branches"]) == (2, 3)
+        assert node.group.state.applied_index == before
+        answer = await client.post("/v1/sessions?dry_run=maybe", json=body(3))
+        assert answer.status == 400
+
+    run(scenario)
