@@ -14,6 +14,7 @@ The first byte of an encoded command is the version that a replica must know to 
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -94,6 +95,7 @@ def labelled(software: str) -> str:
     return f"{software}{'.' if '+' in software else '+'}commands.{COMMAND_VERSION}"
 
 
+@lru_cache(maxsize=1024)
 def known_to(software: str) -> int:
     """The newest command version that a member with this `software` can apply."""
     found = _SUFFIX.search(software)

@@ -18,6 +18,8 @@ def hand_back(members: Sequence[Member], leases: Sequence[Lease], now_ms: int) -
         for member in members
         if member.is_draining and member.hand_back_at_ms is not None and member.hand_back_at_ms <= now_ms
     }
+    if not late:
+        return []
     return [
         Requeue(
             session_id=lease.session_id,
@@ -39,6 +41,8 @@ def departures(
 ) -> list[SetMemberStatus]:
     """Who has nothing left to do here. A leader that is to leave hands over first, and a parent waits for its Leaf
     nodes to find another one, as long as it may take for its work."""
+    if not any(member.is_leaving for member in members):
+        return []
     busy = {leader, *(lease.node_id for lease in leases)}
     for leaf in members:
         parent = next((member for member in members if member.node_id == leaf.parent), None)

@@ -4,8 +4,11 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
+
+import pytest
 
 from consensus import driver as driver_module
 from consensus.driver import ReplicaDriver
@@ -20,6 +23,7 @@ from consensus.state.tables import TABLES as DOMAIN_TABLES
 from consensus.steps import LinkUp, Output, Propose
 from storage.ids import NodeId
 from storage.memory import MemoryStore
+from storage.transactions import Transaction
 from tests.unit.consensus.pipes import close_pipes, pipe
 
 IDS = tuple(NodeId(name * 26) for name in "abc")
@@ -126,3 +130,34 @@ def test_a_replica_waits_for_a_loop_that_takes_nothing(monkeypatch) -> None:
             goes_on.set()
         until(lambda: not leader.driver._deliveries)
         until(lambda: len(leaders(sites)) == 1)
+
+
+class HangingMachine(DomainMachine):
+    """Its disk hangs until `goes_on` is set."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+
+    def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Any, Sequence[Any]]:
+        self.goes_on.wait(20)
+        return super().apply(txn, index, command)
+
+
+def test_a_step_that_takes_long_is_a_stall_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "DISK_STALL_S", 0.05)
+    machine, site = HangingMachine(), Site(IDS[0])
+    store = MemoryStore((*TABLES, *DOMAIN_TABLES))
+    site.driver = ReplicaDriver(
+        IDS[0], IDS[:1], store, machine, QUICK, lambda frames: None, site._on_output, lambda error, final: None
+    )
+    try:
+        assert not site.driver.is_stalled()
+        site.run(site.driver.start)
+        until(lambda: site.driver.status.role is Role.LEADER)
+        site.driver.post(Propose(1, encode_command(Canary(node_id=IDS[0], payload=b"", at_ms=1))))
+        until(site.driver.is_stalled)
+        machine.goes_on.set()
+        until(lambda: not site.driver.is_stalled() and site.answers == [1])
+    finally:
+        machine.goes_on.set()
+        site.stop()

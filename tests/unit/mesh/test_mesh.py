@@ -289,6 +289,37 @@ def test_a_half_open_link_is_closed_for_its_silence(tmp_path: Path, monkeypatch:
     asyncio.run(scenario())
 
 
+def test_a_node_that_is_stalled_accuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(liveness, "SUSPECT_S", 0.05)
+    monkeypatch.setattr(liveness, "SILENCE_S", 0.1)
+    monkeypatch.setattr(liveness, "DOUBT_S", 0.2)
+
+    async def scenario() -> None:
+        async with site(tmp_path) as here:
+            downs: list[str] = []
+            changes: list[bool] = []
+            is_stalled = True
+            a = here.make("a")
+            a.on_link_down = lambda peer, reason, closed_by_peer: downs.append(reason)
+            a.on_doubt = lambda: changes.append(a.is_doubting())
+            a.is_stalled = lambda: is_stalled
+            here._running.append(a)
+            await a.start()
+            await until(lambda: changes == [True])
+            async with stranger(tmp_path, a) as (_, writer, node_id):
+                writer.write(pack(Kind.HELLO, encoded(claims(node_id))))
+                await until(lambda: a.is_up(node_id))
+                heard_s = max(peer.last_heard_age_s or 0.0 for peer in a.peers())
+                await until(lambda: max(peer.last_heard_age_s or 0.0 for peer in a.peers()) > heard_s + 0.3)
+                assert downs == []
+                is_stalled = False
+                await until(lambda: downs)
+            assert (downs, changes) == (["silent"], [True, False])
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("seed", [1, 4])
 def test_restarts_and_broken_links_end_in_one_full_mesh(tmp_path: Path, seed: int) -> None:
     async def scenario() -> None:
