@@ -104,7 +104,7 @@ class Uplinks:
             peer = dialled.node_id
             link = None if peer is None else self._manager.links.get(peer)
             if peer is None or link is None or link.hello is None:
-                error = dialled.error or error
+                error = dialled.error or f"{address}: another connection to it is being made"
                 continue
             began = time.monotonic()
             if not await link.prove_alive(CONFLICT_PING_S):

@@ -48,6 +48,10 @@ GIVE_WAY_LOOK_S = 1.0
 GIVE_WAY_AGAIN_S = 60.0
 """When all disks are nearly full, leadership goes round this often and not more: each time costs some milliseconds."""
 
+LONELY_S = 5.0
+"""A node that has followed nobody for so long cannot do anything for its Leaf nodes: others may be better off. Longer
+than any election."""
+
 FAREWELL_S = 0.5
 """For telling the mesh that this node takes no more work."""
 
@@ -129,6 +133,7 @@ class Share:
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
         self._hello_of = node.mesh.hello_of
         self._leader: NodeId | None = None
+        self._lonely_since: float | None = None
         self.group.subscribe_events(self._on_events)
         self.group.subscribe_status(self._on_status)
 
@@ -211,6 +216,7 @@ class Share:
             "quarantined": status.is_quarantined,
             "removed": status.is_removed or self.has_left(),
             "draining": self.is_draining(),
+            "no_leader": self._lonely_since is not None and time.monotonic() - self._lonely_since >= LONELY_S,
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -286,6 +292,7 @@ class Share:
         self.dispatcher.set_leading(status.role is Role.LEADER)
         if status.leader != self._leader:
             self._leader = status.leader
+            self._lonely_since = time.monotonic() if status.leader is None else None
             if status.leader is None:
                 log.warning("no_leader", term=status.term)
             elif status.role is Role.LEADER:

@@ -211,7 +211,7 @@ class Uplink:
         if errors:
             self.trouble = "no parent answers: " + "; ".join(errors)
         elif forming:
-            self.trouble = f"{', '.join(forming)} takes no Leaf yet: it does not belong to a working mesh"
+            self.trouble = f"{', '.join(forming)} takes no Leaf at the moment: it does not belong to a working mesh"
         elif not asked and not len(self._candidates):
             self.trouble = "no parent is in sight: " + (
                 "multicast has found none yet; start a Core or Edge node with the same mesh name and secret, "

@@ -335,6 +335,7 @@ class Parent:
     async def run(self) -> None:
         """Until cancelled."""
         told_at = balanced_at = time.monotonic()
+        sent_away_at = float("-inf")
         while True:
             await asyncio.sleep(LOOK_S)
             now = time.monotonic()
@@ -347,8 +348,9 @@ class Parent:
             if self._leaves and now - told_at >= TELL_PERIOD_S:
                 told_at = now
                 self._tell()
-                if self._accepts():
-                    self._send_away()
+            if self._leaves and now - sent_away_at >= BALANCE_PERIOD_S and self._accepts():
+                sent_away_at = now
+                self._send_away()
             if self._leaves and now - max(balanced_at, self._settled_at) >= BALANCE_PERIOD_S:
                 balanced_at = now
                 self._balance()

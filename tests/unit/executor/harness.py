@@ -118,8 +118,18 @@ class Bench:
         return pid
 
 
+def known_patterns(phrases: list[str]) -> dict[str, int]:
+    return {phrase: 3 if phrase == "known" else 0 for phrase in phrases}
+
+
+async def asked_for_patterns(phrases: list[str]) -> dict[str, int]:
+    """As on a node that must ask another one."""
+    await asyncio.sleep(0)
+    return known_patterns(phrases)
+
+
 @contextlib.asynccontextmanager
-async def running(directory: Path, **settings: Any) -> AsyncIterator[Bench]:
+async def running(directory: Path, *, lookup: Any = known_patterns, **settings: Any) -> AsyncIterator[Bench]:
     """A started executor; at the end no worker process is left."""
     bench: Bench
     options = {"slots": 2, "scratch_directory": directory / "scratch", "prewarm_cpu": False, **settings}
@@ -128,7 +138,7 @@ async def running(directory: Path, **settings: Any) -> AsyncIterator[Bench]:
         registry(),
         lambda outcome: bench.on_outcome(outcome),
         lambda update: bench.on_live(update),
-        lookup_patterns=lambda phrases: {phrase: 3 if phrase == "known" else 0 for phrase in phrases},
+        lookup_patterns=lookup,
         on_event=lambda event, fields: bench.on_event(event, fields),
     )
     bench = Bench(executor)

@@ -8,7 +8,7 @@ import pytest
 
 from consensus.state.rows import Failure, Knowledge
 from node.executor.work import BranchInput
-from tests.unit.executor.harness import SESSION, drive, running
+from tests.unit.executor.harness import SESSION, asked_for_patterns, drive, known_patterns, running
 
 HEAVY = {"aiohttp", "zeroconf", "pysyncobj", "cryptography", "lmdb", "msgspec", "structlog", "ssl"}
 
@@ -214,10 +214,11 @@ def test_inputs_beyond_the_cap_lose_their_results(tmp_path: Path, monkeypatch: p
     drive(test)
 
 
+@pytest.mark.parametrize("lookup", [known_patterns, asked_for_patterns])
 @pytest.mark.parametrize("ritual", ["ask", "ask_async"])
-def test_a_ritual_can_ask_what_the_mesh_has_seen(tmp_path: Path, ritual: str) -> None:
+def test_a_ritual_can_ask_what_the_mesh_has_seen(tmp_path: Path, ritual: str, lookup: object) -> None:
     async def test() -> None:
-        async with running(tmp_path) as bench:
+        async with running(tmp_path, lookup=lookup) as bench:
             outcome = await bench.run(ritual)
             assert outcome.knowledge is not None
             assert outcome.knowledge.result == {"known": 3}
