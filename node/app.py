@@ -38,6 +38,7 @@ from node.lookout import Lookout
 from node.process import STOP_S
 from node.rituals.registry import Registry
 from node.scheduler.testimony import TOPIC as TESTIMONY_TOPIC
+from node.service.backlog import Waits
 from node.service.ports import NodeFacts
 from node.service.service import NodeService
 from node.service.times import now_ms
@@ -177,6 +178,8 @@ class Node:
             share.group, self.executor, share.places.offer, share.snapshots, share.changes, share.steward
         )
         self.service.stuck = share.dispatcher.stuck
+        self.service.waits = waits = Waits(share.group)
+        share.group.subscribe_events(waits.on_events)
         self.mesh.serve(PROPOSE, share.group.on_request)
         self.mesh.serve(READ_INDEX, share.group.on_read_request)
         self.mesh.serve(CHANGE, share.changes.on_request)

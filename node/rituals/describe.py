@@ -36,6 +36,7 @@ def _answer(definition: RitualDefinition) -> dict[str, Any]:
         "description": definition.description,
         "parameters": parameters,
         "timeout_s": definition.timeout_s,
+        "concurrency": definition.concurrency,
     }
 
 

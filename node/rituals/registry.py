@@ -182,7 +182,15 @@ def _definition(answer: dict[str, Any], name: str, target: str, source: str) -> 
             for fields, required in declared
         )
     return RitualDefinition(
-        name, answer["version"], answer["kind"], answer["description"], target, parameters, answer["timeout_s"], source
+        name,
+        answer["version"],
+        answer["kind"],
+        answer["description"],
+        target,
+        parameters,
+        answer["timeout_s"],
+        source,
+        answer["concurrency"],
     )
 
 

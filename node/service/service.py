@@ -25,6 +25,7 @@ from consensus.state.commands import AnyCommand, Applied, CancelSession, Offer, 
 from consensus.state.events import Numbered
 from consensus.state.limits import REASON_CHARACTERS_MAX
 from consensus.state.rows import Branch, BranchStatus, Insight, Member, Session, SessionStatus
+from node.service.backlog import Waits
 from node.service.errors import ServiceError, no_insight, of_consensus, of_refusal, too_stale
 from node.service.paging import branches_page, check_cursor, full_page, number_cursor, scan, submit_index
 from node.service.ports import (
@@ -113,6 +114,7 @@ class NodeService:
         self.steward: StewardPort | None = None
         self.lookout: LookoutPort | None = None
         self.stuck: Callable[[], Collection[NodeId]] = tuple
+        self.waits: Waits | None = None
 
     def attach(
         self,
@@ -127,8 +129,7 @@ class NodeService:
         counts as progress. `offer` answers with a free place of this node for a ritual."""
         assert self._group is None, "attached twice"
         self._group, self._offer = group, offer
-        self.snapshots = snapshots
-        self.changes, self.steward = changes, steward
+        self.snapshots, self.changes, self.steward = snapshots, changes, steward
         self.executor = executor
         self.progress = ProgressClock(lambda: group.status().applied_index)
         self.progress.start()

@@ -18,7 +18,7 @@ from consensus.state import versions as command_versions
 from consensus.state.rows import Member
 from mesh.handshake import PROTOCOL_MAX
 from node import __version__
-from node.service import liveness, trust, voting
+from node.service import backlog, liveness, trust, voting
 from node.service.errors import ServiceError
 from node.service.ports import GroupStatus
 from node.service.readings import Level
@@ -112,6 +112,7 @@ def document(service: NodeService, level: Level = "stale") -> dict[str, Any]:
         "peers": [_told(peer, "certificate_ends_at_ms") for peer in peers],
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],
         "discovery": [_told(_plain(entry), "at_ms") for entry in service.mesh.diary()],
+        "backlog": _backlog(service),
         "refusals": {"mesh": dict(service.mesh.counters()), "consensus": dict(status.dropped) if status else {}},
         "slots": None if service.executor is None else _plain(service.executor.statistics()),
         "storage": {
@@ -203,6 +204,13 @@ def _repair(service: NodeService, status: GroupStatus | None) -> dict[str, Any]:
         "snapshot": None if progress is None or progress.state == "idle" else _plain(progress),
         "rows_checked_s_ago": None if checked_at is None else round(time.monotonic() - checked_at, 1),
     }
+
+
+def _backlog(service: NodeService) -> dict[str, Any] | None:
+    try:
+        return service.read(lambda txn: backlog.document(txn, service.waits, service.now_ms()))
+    except ServiceError:
+        return None
 
 
 def _members(service: NodeService) -> list[Member]:

@@ -6,6 +6,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from consensus.state.rows import Condition, Placement
+from node.service.backlog import Waits
 from node.service.errors import ServiceError
 from tests.unit.http.test_submission import parse
 from tests.unit.http.twin import NODE, TwinNode, body, run
@@ -134,5 +135,35 @@ def test_a_dry_run_submits_nothing_and_says_where_branches_would_go() -> None:
         assert node.group.state.applied_index == before
         answer = await client.post("/v1/sessions?dry_run=maybe", json=body(3))
         assert answer.status == 400
+
+    run(scenario)
+
+
+def test_the_status_tells_of_the_backlog() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        low = await submitted(client, priority=-1)
+        high = await submitted(client, priority=5)
+        waits = Waits(node.group)
+        node.group.subscribe_events(waits.on_events)
+        node.service.waits = waits
+        backlog = (await (await client.get("/status")).json())["backlog"]
+        assert [row["id"] for row in backlog["sessions"]] == [high, low]
+        assert (backlog["queued"], backlog["rituals"], backlog["rituals_counted"]) == (4, {"echo": 4}, 4)
+        assert backlog["oldest_wait_s"] >= backlog["sessions"][0]["waits_s"] >= 0
+        assert backlog["started"] == {"samples": 0, "p50_s": None, "p90_s": None, "p99_s": None}
+        node.assign(low, 0)
+        backlog = (await (await client.get("/status")).json())["backlog"]
+        assert (backlog["queued"], backlog["started"]["samples"]) == (3, 1)
+
+    run(scenario)
+
+
+def test_the_backlog_is_bounded_whatever_is_queued() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        for _ in range(25):
+            answer = await client.post("/v1/sessions", json=body(40))
+            assert answer.status == 201
+        backlog = (await (await client.get("/status")).json())["backlog"]
+        assert (backlog["queued"], len(backlog["sessions"]), backlog["rituals_counted"]) == (1000, 20, 500)
 
     run(scenario)

@@ -40,7 +40,7 @@ def test_foreign_rituals_are_described_by_a_child_and_broken_ones_reported(
         "good_ritual",
         "print('noise at import')\n"
         "from node.rituals import *\n"
-        "@ritual(version='3', timeout_s=5, parameters=[Parameter('n', 'int', 'number'),"
+        "@ritual(version='3', timeout_s=5, concurrency=2, parameters=[Parameter('n', 'int', 'number'),"
         " Parameter('m', 'str', 'mode', default='a', choices=('a', 'b'))])\n"
         "def good(context):\n    '''Good.'''\n",
     )
@@ -63,6 +63,7 @@ def test_foreign_rituals_are_described_by_a_child_and_broken_ones_reported(
         entry_points=False,
     )
     good = registry["good"]
+    assert good.concurrency == 2
     assert (good.version, good.kind, good.timeout_s, good.description, good.source) == ("3", "cpu", 5, "Good.", "extra")
     assert good.check({}) is not None
     assert good.check({"n": 1, "m": "b"}) is None
