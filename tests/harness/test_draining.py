@@ -149,6 +149,24 @@ def test_a_standby_votes_in_the_place_of_who_leaves(mesh: VirtualMesh) -> None:
     assert actions == ["promote", "leave"], "never one vote fewer"
 
 
+@pytest.mark.parametrize("name", ["edge-1", "leaf-1"])
+def test_an_edge_and_a_leaf_leave_and_come_back_too(mesh: VirtualMesh, name: str) -> None:
+    mesh.start(cores=3, edges=1, leaves=1, rituals=[ponder])
+    leader = mesh.leader()
+    session = submit(mesh, leader, 30)
+    mesh.wait("it works", lambda: member(mesh, name, leader)["running"])
+    ask(mesh, leader, name, action="leave", grace_s=1).expect(200)
+    mesh.wait("it has left", lambda: member(mesh, name, leader)["standing"] == "left")
+    mesh.run_for(10.0)
+    assert member(mesh, name, leader)["standing"] == "left", "it does not come back by itself"
+    assert mesh.wait_session(session, on=leader)["status"] == "completed"
+    mesh.stop(name)
+    assert member(mesh, name, leader)["status"] == "left"
+    mesh.restart(name)
+    mesh.wait("it is back", lambda: member(mesh, name, leader)["status"] == "alive")
+    mesh.wait("it serves", lambda: mesh.call(name, "GET", "/readyz").status == 200)
+
+
 def test_leaf_nodes_of_who_drains_hang_on_another(mesh: VirtualMesh) -> None:
     mesh.start(cores=3, leaves=2, rituals=[ponder])
 

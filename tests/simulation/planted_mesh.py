@@ -85,7 +85,9 @@ def two_attempts(patch: Patch) -> None:
 
 def work_of_others(patch: Patch) -> None:
     def on_events(self: Assignments, events: Iterable[Numbered]) -> None:
-        self._start([one.event for one in events if isinstance(one.event, BranchAssigned)])
+        own = next(iter(self._executors))
+        assigned = [one.event for one in events if isinstance(one.event, BranchAssigned)]
+        self._start([replace(event, instance_id=own) for event in assigned])
 
     patch.setattr(Assignments, "on_events", on_events)
 
