@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from consensus.state.rows import Lease, Member, QueueEntry, RitualKind
+from consensus.state.rows import Lease, Member, Placement, QueueEntry, RitualKind
 from node.scheduler.fairness import is_session_full
 from node.scheduler.judgement import Evidence, LinkView, parent_of
 from node.scheduler.matching import holds, labels_of, told, version_fits
@@ -142,6 +142,8 @@ class Floor:
         self._of_ritual: Counter[str] = Counter()
         self._spread: dict[SessionId, Counter[NodeId]] = {}
         self._limits: dict[str, int] = {}
+        self._full: set[str] = set()
+        """Rituals for which no place was left: places are only taken here."""
         for member in view.members:
             if member.status == "left":
                 continue
@@ -193,6 +195,8 @@ class Floor:
     def choose(self, entry: QueueEntry) -> Member | None:
         """Equal otherwise: a consolidation and async work stay with the leader, which holds the results and is one hop
         nearer; CPU work goes elsewhere first, because the leader has the mesh to run."""
+        if entry.placement is None and entry.ritual in self._full:
+            return None
         if self.waits(entry) is not None:
             return None
         best: Candidate | None = None
@@ -205,15 +209,19 @@ class Floor:
             rank = (
                 candidate.member.node_id == entry.avoid,
                 entry.role == "consolidation" and candidate.member.parent is not None,
-                -self._wishes(entry, candidate),
-                self._neighbours(entry, candidate),
+                0 if entry.placement is None else -self._wishes(entry.placement, candidate),
+                0 if entry.placement is None else self._neighbours(entry, entry.placement, candidate),
                 candidate.load(kind),
                 is_leader if kind == "cpu" else not is_leader,
                 candidate.member.node_id,
             )
             if best_rank is None or rank < best_rank:
                 best, best_rank = candidate, rank
-        return None if best is None else best.member
+        if best is None:
+            if entry.placement is None:
+                self._full.add(entry.ritual)
+            return None
+        return best.member
 
     def take(self, entry: QueueEntry, member: Member) -> None:
         """The branch goes there."""
@@ -224,20 +232,18 @@ class Floor:
         if entry.session_id in self._spread:
             self._spread[entry.session_id][member.node_id] += 1
 
-    def _wishes(self, entry: QueueEntry, candidate: Candidate) -> int:
-        if entry.placement is None or not entry.placement.prefer:
-            return 0
-        return sum(holds(condition, candidate.labels) for condition in entry.placement.prefer)
+    def _wishes(self, placement: Placement, candidate: Candidate) -> int:
+        return sum(holds(condition, candidate.labels) for condition in placement.prefer)
 
-    def _neighbours(self, entry: QueueEntry, candidate: Candidate) -> int:
+    def _neighbours(self, entry: QueueEntry, placement: Placement, candidate: Candidate) -> int:
         """Branches of its session where it should not be with them."""
-        if entry.placement is None or entry.placement.spread is None:
+        if placement.spread is None:
             return 0
         held = self._spread.get(entry.session_id)
         if held is None:
             leases = (lease for lease in self._view.leases if lease.session_id == entry.session_id)
             held = self._spread[entry.session_id] = Counter(lease.node_id for lease in leases)
-        label = entry.placement.spread
+        label = placement.spread
         value = candidate.labels.get(label)
         return sum(
             held[other.member.node_id] for other in self._candidates.values() if other.labels.get(label) == value

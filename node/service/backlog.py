@@ -24,11 +24,16 @@ SAMPLES_MAX: Final = 4
 """Of one batch of events: each reads a session."""
 
 
+SAMPLE_MS: Final = 100
+"""Between samples: reading takes a tenth of a millisecond."""
+
+
 class Waits:
     """How long branches waited for their first attempt, from submission on; a sample on every node."""
 
     def __init__(self, group: GroupPort) -> None:
         self._group = group
+        self._sampled_at_ms = 0
         self._waited_ms: deque[int] = deque(maxlen=WAITS_MAX)
 
     def on_events(self, events: Iterable[Numbered]) -> None:
@@ -37,8 +42,9 @@ class Waits:
             for numbered in events
             if isinstance(numbered.event, BranchAssigned) and numbered.event.attempt == 1
         ][-SAMPLES_MAX:]
-        if not begun:
+        if not begun or begun[-1].at_ms - self._sampled_at_ms < SAMPLE_MS:
             return
+        self._sampled_at_ms = begun[-1].at_ms
         try:
             with self._group.read() as txn:
                 for event in begun:

@@ -125,3 +125,24 @@ def test_caps_of_labels_and_conditions() -> None:
     assert replica.refuse(submit(concurrency=0)) == "malformed"
     many = Placement(require=[Condition(label="a", operator="exists")] * 17)
     assert replica.refuse(submit(specs=[spec(placement=many)])) == "too_large"
+
+
+def test_the_fast_way_to_encode_a_row_is_the_other_one() -> None:
+    replica = Replica(
+        register(A),
+        register(B, labels={"gpu": "1"}),
+        submit(S1, 2),
+        submit(S2, 1, priority=1, concurrency=2),
+        submit(S3, specs=[spec(placement=GPU)]),
+    )
+    rows = [
+        *replica.read(queries.members),
+        *replica.read(queries.list_sessions),
+        *replica.read(queries.queue_head, 9),
+        *(replica.branch(0, identity) for identity in (S1, S2, S3)),
+        spec(),
+        spec(placement=GPU),
+    ]
+    for row in rows:
+        assert tables.encode_row(row) == tables.encode(tables.trimmed(row))
+        assert msgspec.msgpack.decode(tables.encode_row(row), type=type(row)) == row
