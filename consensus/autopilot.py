@@ -7,7 +7,8 @@
 - More than wanted, and an even number, for the grace time: what a replacement has left behind when the lost voter came
   back. One that is not the leader is demoted.
 - Who was demoted by a person is left alone, until a person promotes it.
-- An Edge is never promoted. One that votes, because it was a Core node before, is replaced as if lost, at once.
+- Standbys in reserve (Edge nodes whose tier the mesh chooses) are promoted when there are no others.
+- Other Edge nodes never are. One that votes, because it was a Core node before, is replaced as if lost, at once.
 - Nothing is done that `membership.judge` refuses, and one thing at a time.
 """
 
@@ -54,8 +55,10 @@ class Autopilot:
         heard: Collection[NodeId],
         now: float,
         unfit: Collection[NodeId] = (),
+        reserve: Collection[NodeId] = (),
     ) -> Step | None:
-        """`heard`: who answers; `unfit`: who is not to vote. The leader is left to itself."""
+        """`heard`: who answers; `unfit`: who is not to vote; `reserve`: who is to vote only if nobody else can. The
+        leader is left to itself."""
         voters, wanted, grace_s = configuration.voters, self.policy.voters_wanted, self.policy.grace_s
         silent = [voter for voter in voters if voter != standing.leader and voter not in heard]
         self._silent_since = {voter: self._silent_since.get(voter, now) for voter in silent}
@@ -63,9 +66,10 @@ class Autopilot:
         self._surplus_since = (self._surplus_since or now) if is_surplus else None
         gone = [voter for voter in silent if now - self._silent_since[voter] >= grace_s]
         lost = dict.fromkeys(gone, f"has not answered for {grace_s:g} s")
-        lost |= dict.fromkeys((v for v in voters if v in unfit and v != standing.leader), "is an Edge")
+        lost |= dict.fromkeys((v for v in voters if v in unfit and v in heard), "is an Edge")
         willing = [node for node in configuration.learners if node not in configuration.resting and node not in unfit]
         standbys = [learner for learner in willing if learner in standing.caught_up]
+        standbys.sort(key=reserve.__contains__)
         step: Step | None = None
         if lost and len(voters) > wanted:
             node, why = next(iter(lost.items()))

@@ -343,5 +343,6 @@ def is_other(old: ReplicaStatus, new: ReplicaStatus) -> bool:
         or old.is_quarantined != new.is_quarantined
         or old.needs_snapshot != new.needs_snapshot
         or old.withdrawn != new.withdrawn
+        or old.configuration != new.configuration
         or new.installed_index != 0
     )

@@ -51,6 +51,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     """From the dialler: this connection takes the place of the one that it dialled before, under new trust."""
     uplinks: tuple[int, int] | None = None
     """Of a node that takes Leaf nodes: how many hang on it, and how many at most."""
+    is_auto: bool = False
+    """The mesh chooses the sender's tier: as an Edge it may be asked to vote."""
 
 
 class StreamHello(msgspec.Struct, frozen=True):

@@ -61,6 +61,7 @@ class Mesh:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
+        self.tier = settings.tier
         self.node_id: NodeId = identity.node_id
         self.instance_id = instance_id
         self.on_raft: Callable[[NodeId, bytes], None] = lambda peer, payload: None
@@ -107,7 +108,7 @@ class Mesh:
         self._record = record if record is not None and record.state == "founded" else None
         await self._listener.start(settings.bind_host, settings.port, has_secret=self._keeper.trust.has_secret)
         loop = asyncio.get_running_loop()
-        machine = Bootstrap(self.node_id, settings.tier, settings.bootstrap_expect, record, loop.time())
+        machine = Bootstrap(self.node_id, self.tier, settings.bootstrap_expect, record, loop.time())
         self._founder = Founder(
             machine, self._store, self._send_founding, self._on_founded, self._manager.unlinked_count, self._log
         )
@@ -150,6 +151,9 @@ class Mesh:
 
     def _on_trust(self, trust: Trust) -> None:
         self._manager.use(trust)
+        self._say_hello_again()
+
+    def _say_hello_again(self) -> None:
         for link in self._manager.links.values():
             link.notify(_HELLO_TOPIC, encode(self._hello(link.local_host)))
 
@@ -160,6 +164,11 @@ class Mesh:
             return
         if (hello.node_id, hello.instance_id) == (peer, link.peer_instance):
             link.hello = hello
+
+    def set_tier(self, tier: str) -> None:
+        """What this node is from now on; those who are linked are told."""
+        self.tier = tier
+        self._say_hello_again()
 
     # --- who is there ---
 
@@ -291,7 +300,7 @@ class Mesh:
             node_id=self.node_id,
             instance_id=self.instance_id,
             node_name=self.settings.node_name,
-            tier=self.settings.tier,
+            tier=self.tier,
             addresses=tuple(dict.fromkeys(addresses)),
             port=self.port,
             http_address=self.settings.http_address,
@@ -303,6 +312,7 @@ class Mesh:
             features=(STREAMS,),
             secrets=self._keeper.trust.accepted,
             uplinks=self.uplinks(),
+            is_auto=self.settings.is_auto,
         )
 
     def _status(self, peer: NodeId) -> PeerStatus:

@@ -16,6 +16,9 @@ class MeshSettings:
     node_name: str
     data_dir: Path
     tier: str = "core"
+    """At the start; see `Mesh.set_tier`."""
+    is_auto: bool = False
+    """The mesh chooses the tier."""
     bind_host: str = "auto"
     """`auto` (all addresses; needs a secret) or an IP address."""
     port: int = 7781

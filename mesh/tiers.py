@@ -9,6 +9,8 @@ from typing import Final
 CORE: Final = "core"
 EDGE: Final = "edge"
 LEAF: Final = "leaf"
+AUTO: Final = "auto"
+"""Of a configuration: the mesh chooses. Until it has, the node is a Core node, so that it may found one."""
 
 
 def may_vote(tier: str) -> bool:

@@ -19,12 +19,13 @@ from consensus.errors import UpgradeRequired
 from consensus.group import Group
 from consensus.state import queries
 from consensus.state.commands import Outcome, RegisterMember
+from consensus.steps import ReplicaStatus
 from mesh.errors import MeshError
 from mesh.handshake import Hello
 from mesh.identity import Identity, new_instance_id
 from mesh.mesh import Mesh
 from mesh.secrets import Secrets
-from mesh.tiers import LEAF
+from mesh.tiers import AUTO, LEAF
 from node import __version__, process
 from node.backups import Backups
 from node.common import executor_settings, mesh_settings, named_rituals
@@ -44,9 +45,11 @@ from node.service.service import NodeService
 from node.service.times import now_ms
 from node.share import Share
 from node.snapshots import METHOD as SNAPSHOT
+from node.tiers import Decided, in_mesh
 from node.uplinks.proxy import Proxy
 from node.wiring import (
     FoundingRecords,
+    decided_tier,
     http_server,
     open_store,
     registration,
@@ -114,11 +117,13 @@ class Node:
         secrets = Secrets.load(config.secret_file) if config.secret_file is not None else None
         self.registry = await asyncio.to_thread(Registry.load, named_rituals(config))
         self.node_id = identity.node_id
+        decided = decided_tier(config, self.node_id, self.store)
         self.facts = NodeFacts(
             node_id=identity.node_id,
             instance_id=new_instance_id(),
             name=config.node.name,
-            tier=config.node.tier,
+            tier=decided.tier,
+            tier_why=decided.why,
             mesh_name=config.mesh.name,
             data_dir=str(config.data_dir),
             http_address=join_host_port(config.http.bind, config.http.port),
@@ -126,7 +131,7 @@ class Node:
         self.disk = DiskWatch(self.store, str(config.data_dir))
         self.live = LiveBoard(self.node_id, self._broadcast)
         records = FoundingRecords(self.store)
-        self.mesh = Mesh(mesh_settings(config), identity, self.facts.instance_id, secrets, records, log)
+        self.mesh = Mesh(mesh_settings(config, decided.tier), identity, self.facts.instance_id, secrets, records, log)
         self.mesh.on_raft = self._on_raft
         self.mesh.on_notice = self._on_notice
         self.mesh.on_link_up = self._on_link_up
@@ -173,6 +178,8 @@ class Node:
     async def _take_part(self) -> None:
         """Waits until this node belongs to a founded mesh, then does its share in it."""
         founding = await self.mesh.founded()
+        if self._config.node.tier == AUTO:
+            self._take_tier(decided_tier(self._config, self.node_id, self.store))
         share = Share(self, founding.voters, voting_policy(self._config))
         self.service.attach(
             share.group, self.executor, share.places.offer, share.snapshots, share.changes, share.steward
@@ -193,6 +200,9 @@ class Node:
         for name, work in share.tasks():
             self.own(name, work)
         await share.register(self._registration)
+        if self._config.node.tier == AUTO:
+            share.group.subscribe_status(self._on_configuration)
+            self._on_configuration(share.group.status())
         self._serving.set()
 
     async def wait_serving(self) -> None:
@@ -271,6 +281,24 @@ class Node:
         self.lookout.link_down(peer, reason, closed_by_peer=closed_by_peer)
         if self._share is not None:
             self._share.group.on_link_down(peer, closed_by_peer)
+
+    def _on_configuration(self, status: ReplicaStatus) -> None:
+        """Of a node whose tier the mesh chooses: it votes, or does so no more."""
+        assert self._share is not None
+        if self.node_id not in status.configuration.members or self._share.has_left():
+            return
+        is_voter = self.node_id in status.configuration.voters
+        if self._take_tier(in_mesh(is_voter=is_voter)) and not self._is_stopping:
+            self.own("registering again", self._share.register(self._registration))
+
+    def _take_tier(self, decided: Decided) -> bool:
+        """Whether that is news."""
+        is_other = decided.tier != self.facts.tier
+        self.facts.tier, self.facts.tier_why = decided.tier, decided.why
+        if is_other:
+            log.info("tier_chosen", tier=decided.tier, why=decided.why)
+            self.mesh.set_tier(decided.tier)
+        return is_other
 
     def _on_outcome(self, outcome: Outcome) -> None:
         assert self._share is not None, "an attempt ended that nobody can have assigned"

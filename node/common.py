@@ -4,8 +4,9 @@ import platform
 from collections.abc import Mapping
 
 from consensus.state.limits import LABEL_CHARACTERS_MAX
-from consensus.state.rows import RitualOffer
+from consensus.state.rows import RitualOffer, Tier
 from mesh.settings import MeshSettings
+from mesh.tiers import AUTO
 from node import __version__
 from node.config import Config, join_host_port
 from node.executor.work import ExecutorSettings
@@ -13,13 +14,18 @@ from node.http.guard import load_token
 from node.rituals.definition import RitualDefinition
 from storage.ids import NodeId
 
+STORE_DIRECTORY = "consensus"
+"""In `data_dir`: the replica."""
 
-def mesh_settings(config: Config) -> MeshSettings:
+
+def mesh_settings(config: Config, tier: Tier) -> MeshSettings:
+    """`tier`: as it is decided so far."""
     return MeshSettings(
         mesh_name=config.mesh.name,
         node_name=config.node.name,
         data_dir=config.data_dir,
-        tier=config.node.tier,
+        tier=tier,
+        is_auto=config.node.tier == AUTO,
         bind_host=config.mesh_bind,
         port=config.mesh.port,
         advertise=config.mesh.advertise,

@@ -134,13 +134,18 @@ def check_files(config: Config) -> None:
 
 def describe(config: Config) -> str:
     """The effective essentials in one line, for `--check`."""
-    found = "alone" if config.mesh.bootstrap_expect == 1 else f"with {config.mesh.bootstrap_expect} core nodes"
+    if config.node.tier not in ("core", "auto"):
+        found = "founded by others"
+    elif config.mesh.bootstrap_expect == 1:
+        found = "founded alone"
+    else:
+        found = f"founded with {config.mesh.bootstrap_expect} core nodes"
     finders = [*(["zeroconf"] if config.mesh.zeroconf else []), *config.mesh.seeds]
     with_token = " with token" if config.http.token_file else ""
     return ", ".join(
         [
             f"node {config.node.name} ({config.node.tier})",
-            f"mesh {config.mesh.name} founded {found}",
+            f"mesh {config.mesh.name} {found}",
             f"links on {join_host_port(config.mesh_bind, config.mesh.port)}",
             f"secret {config.mesh.secret_file or 'none (loopback only)'}",
             f"discovery {' '.join(finders) or 'none'}",
@@ -336,15 +341,16 @@ def _check_combinations(config: Config, origin: Mapping[tuple[str, str], str]) -
             f"{mesh.bind!r} without [mesh] secret_file",
             "a loopback address, or a secret_file made by `meshnode secret new`",
         )
-    if config.node.tier != "leaf" and mesh.bootstrap_expect > 1 and not mesh.zeroconf and not mesh.seeds:
+    if config.node.tier in ("core", "auto") and mesh.bootstrap_expect > 1 and not mesh.zeroconf and not mesh.seeds:
         refuse(
             "mesh",
             "zeroconf" if ("mesh", "bootstrap_expect") not in origin else "bootstrap_expect",
             f"bootstrap_expect = {mesh.bootstrap_expect} with zeroconf = false and no seeds: nobody could be found",
             "bootstrap_expect = 1, zeroconf = true, or at least one of seeds",
         )
-    if config.node.tier == "leaf" and not mesh.zeroconf and not mesh.seeds:
-        refuse("mesh", "zeroconf", "false and no seeds: no parent could be found", "true, or at least one of seeds")
+    if config.node.tier in ("edge", "leaf") and not mesh.zeroconf and not mesh.seeds:
+        wanted = "parent" if config.node.tier == "leaf" else "Core node"
+        refuse("mesh", "zeroconf", f"false and no seeds: no {wanted} could be found", "true, or at least one of seeds")
     if not is_loopback(http.bind) and not http.token_file and not http.allow_unauthenticated:
         refuse(
             "http",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-Tier: TypeAlias = Literal["core", "edge", "leaf"]
+Tier: TypeAlias = Literal["core", "edge", "leaf", "auto"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
@@ -32,9 +32,12 @@ class NodeSettings(Section, frozen=True, kw_only=True):
     tier: Annotated[
         Tier,
         Meta(
-            description="`core` founds the mesh, votes, stores and executes. `edge` does the same but never votes: "
-            "as many as you like, they keep a full replica near the work. `leaf` dials one of "
-            "these, holds no replica, and executes: for small machines and behind NAT."
+            description="`core` founds the mesh, votes, stores and executes. `edge` stores and executes, and neither "
+            "founds nor votes: up to 32, they keep a full replica near the work. `leaf` dials one of these, holds no "
+            "replica, and executes: for small machines and behind NAT. `auto` leaves it to the mesh: who founds "
+            "it is `core`, who comes later `edge`, until it takes the place of a voter that is lost; a machine "
+            "with less than 1 GiB of RAM (2 GiB with one core), or whose data_dir is in RAM or on less than 4 GiB"
+            " of disk, is `leaf`.",
         ),
     ] = "core"
     data_dir: Annotated[

@@ -129,6 +129,7 @@ class Share:
             self._unfit,
             policy or Policy(),
             self.has_left,
+            self._reserve,
         )
         self._pulse = Pulse(node.node_id, self.group, self._leads, now_ms)
         self._hello_of = node.mesh.hello_of
@@ -253,7 +254,12 @@ class Share:
         for peer in self._lookout.linked():
             if (hello := self._hello_of(peer)) is not None:
                 tiers[peer] = hello.tier
-        return {node for node, tier in tiers.items() if not may_vote(tier)}
+        return {node for node, tier in tiers.items() if not may_vote(tier)} - self._reserve()
+
+    def _reserve(self) -> set[NodeId]:
+        """Linked Edge nodes whose tier the mesh chooses."""
+        hellos = [hello for peer in self._lookout.linked() if (hello := self._hello_of(peer)) is not None]
+        return {hello.node_id for hello in hellos if hello.is_auto and not may_vote(hello.tier)}
 
     def _leads(self) -> bool:
         return self.group.status().role is Role.LEADER

@@ -46,8 +46,8 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class Steward:
-    """`linked()`: the peers to whom there is a link; `unfit()`: who is not to vote, because of its tier; `has_left()`:
-    whether this instance is to take part no more."""
+    """`linked()`: the peers to whom there is a link; `unfit()`: who is not to vote, because of its tier; `reserve()`:
+    who is to vote only if nobody else can; `has_left()`: whether this instance is to take part no more."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Steward:
         unfit: Callable[[], Collection[NodeId]],
         policy: Policy,
         has_left: Callable[[], bool] = lambda: False,
+        reserve: Callable[[], Collection[NodeId]] = lambda: (),
     ) -> None:
         self._node_id = node_id
         self._group = group
@@ -65,6 +66,7 @@ class Steward:
         self._linked = linked
         self._unfit = unfit
         self._has_left = has_left
+        self._reserve = reserve
         self.autopilot = Autopilot(policy)
         self.actions: deque[Action] = deque(maxlen=ACTIONS_MAX)
         self._told = ""
@@ -92,7 +94,8 @@ class Steward:
             await self._let_go(leaver, status, drained)
             return
         now, unfit = time.monotonic(), {*self._unfit(), *(drained - set(status.voters))}
-        step = self.autopilot.next_step(status.configuration, status.standing, status.heard, now, unfit)
+        standing, heard = status.standing, status.heard
+        step = self.autopilot.next_step(status.configuration, standing, heard, now, unfit, self._reserve())
         if step is not None:
             await self._act(step.change, step.reason)
 
@@ -106,7 +109,8 @@ class Steward:
         again."""
         configuration = status.configuration
         unfit = {*self._unfit(), *drained, *configuration.resting}
-        standby = next((one for one in configuration.learners if one in status.caught_up and one not in unfit), None)
+        standbys = [one for one in configuration.learners if one in status.caught_up and one not in unfit]
+        standby = min(standbys, key=self._reserve().__contains__, default=None)
         if standby is not None and member.node_id in configuration.voters and len(configuration.voters) < VOTERS_MAX:
             await self._act(Change("promote", standby), f"it takes the place of {member.name}, which leaves")
         await self._act(Change("leave", member.node_id), "it was asked to leave")

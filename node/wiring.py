@@ -7,27 +7,30 @@ import msgspec
 
 from consensus.autopilot import Policy
 from consensus.journal import TABLES as JOURNAL_TABLES
+from consensus.journal import read_configuration
 from consensus.state import tables
 from consensus.state.commands import RegisterMember
 from consensus.state.versions import labelled
 from mesh.proposals import FoundingRecord
+from mesh.tiers import AUTO
 from node import __version__
 from node.backups import DIRECTORY as BACKUP_DIRECTORY
-from node.common import http_token, labels, ritual_limits, ritual_offers
+from node.common import STORE_DIRECTORY, http_token, labels, ritual_limits, ritual_offers
 from node.config import Config, join_host_port
 from node.http.server import HttpServer
 from node.rituals.registry import Registry
 from node.service.ports import NodeFacts
 from node.service.service import NodeService
 from node.service.times import now_ms
+from node.tiers import CONFIGURED, Decided, candidate, in_mesh
 from storage import codec
 from storage.environment import Environment
+from storage.ids import NodeId
 from storage.meta import FORMAT
 from storage.migration import Migration, migrate
 from storage.transactions import Store, Transaction
 
 FOUNDING_TABLE = "founding"
-STORE_DIRECTORY = "consensus"
 MIGRATIONS: Mapping[int, Migration] = {}
 """Store format -> the step to the next one; here, because only here all tables are known."""
 
@@ -67,6 +70,18 @@ def open_store(config: Config) -> Environment:
     store = Environment.open(path, STORE_TABLES, software=f"meshnode {__version__}", migrations=MIGRATIONS)
     shutil.rmtree(config.data_dir / BACKUP_DIRECTORY, ignore_errors=True)  # of a process that was killed
     return store
+
+
+def decided_tier(config: Config, node_id: NodeId, store: Store) -> Decided:
+    """What a node with a replica is at its start."""
+    if config.node.tier != AUTO:
+        return Decided(config.node.tier, CONFIGURED)
+    with store.read() as txn:
+        founding, stored = read_founding(txn), read_configuration(txn)
+    if founding is None or founding.state != "founded":
+        return candidate()
+    voters = founding.voters if stored is None else stored[1].voters
+    return in_mesh(is_voter=node_id in voters)
 
 
 def migrate_rows(store: Environment, number: int) -> None:

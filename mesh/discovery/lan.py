@@ -36,6 +36,7 @@ class LanUser(Protocol):
 
     node_id: NodeId
     settings: MeshSettings
+    tier: str
 
     @property
     def port(self) -> int: ...
@@ -137,7 +138,7 @@ class LanDiscovery:
                 "v": TXT_VERSION,
                 "mesh": self._mesh_hash,
                 "id": node_id,
-                "tier": self._user.settings.tier,
+                "tier": self._user.tier,
                 "port": str(self._user.port),
             },
         )

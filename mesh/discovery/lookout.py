@@ -23,6 +23,7 @@ class _Teller:
 
     def __init__(self, settings: MeshSettings) -> None:
         self.settings = settings
+        self.tier = settings.tier
         self.node_id = NodeId("")
 
     def add_hint(self, source: str, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool:

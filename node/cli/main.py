@@ -7,11 +7,16 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from node import __version__
 from node.cli.exits import MEANING, CommandError, Exit
+
+if TYPE_CHECKING:
+    from node.config import Config
 
 _EPILOG = (
     "exit codes:\n"
@@ -349,7 +354,6 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _daemon(path: Path, *, is_check: bool) -> int:
-    from mesh.tiers import LEAF
     from node.config import ConfigError, check_files, describe, load
 
     try:
@@ -367,16 +371,34 @@ def _daemon(path: Path, *, is_check: bool) -> int:
     with _no_extras():
         from node import logs
 
-        if config.node.tier == LEAF:
-            from node.leaf.app import run
-        else:
-            from node.app import run
+        work = _of_tier(config)
     logs.configure(config.log.level, config.log.format)
     from node.rituals.builtin.reflect import ROOTS_VARIABLE
 
     if config.execution.readable_folders:  # workers inherit it
         os.environ[ROOTS_VARIABLE] = os.pathsep.join(config.execution.readable_folders)
-    return run(config)
+    return work()
+
+
+def _of_tier(config: "Config") -> Callable[[], int]:
+    """The daemon's life; a tier imports no more than it needs."""
+    from mesh.tiers import AUTO, LEAF
+    from node.common import STORE_DIRECTORY
+    from node.tiers import CONFIGURED, leaf_for
+
+    is_leaf, why = config.node.tier == LEAF, CONFIGURED
+    if config.node.tier == AUTO and not (config.data_dir / STORE_DIRECTORY).exists():
+        from node.machine import look
+
+        if (leaf := leaf_for(look(config.data_dir))) is not None:
+            is_leaf, why = True, leaf.why
+    if is_leaf:
+        from node.leaf.app import run as run_leaf
+
+        return partial(run_leaf, config, why)
+    from node.app import run
+
+    return partial(run, config)
 
 
 @contextlib.contextmanager

@@ -26,8 +26,9 @@ from mesh.trust import make_trust
 from node.cli import render
 from node.cli.exits import CommandError, Exit
 from node.cli.offline import configured, now_ms
+from node.common import STORE_DIRECTORY
 from node.config import Config
-from node.wiring import STORE_DIRECTORY, open_store, put_founding, read_founding
+from node.wiring import open_store, put_founding, read_founding
 from storage.environment import Environment
 from storage.errors import StorageError
 from storage.ids import NodeId

@@ -35,7 +35,7 @@ _COMBINATIONS = """
 - `bootstrap_expect` above 1 with `zeroconf = false` and no `seeds`: no other node could be found.
 - The same number for `[mesh] port` and `[http] port`, except 0.
 - `secret_file` and `token_file` must exist and be readable by their owner only when the node starts (`--check` warns).
-- `tier = "leaf"` with `zeroconf = false` and no `seeds`: no parent could be found.
+- `tier = "edge"` or `"leaf"` with `zeroconf = false` and no `seeds`: no Core node, no parent could be found.
 
 ## Exit codes
 

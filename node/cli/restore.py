@@ -23,8 +23,9 @@ from node.cli.backup import Progress, facts_of, read_pieces
 from node.cli.exits import CommandError, Exit
 from node.cli.files import sync_directory
 from node.cli.offline import configured, now_ms
+from node.common import STORE_DIRECTORY
 from node.config import Config
-from node.wiring import STORE_DIRECTORY, STORE_TABLES, migrate_rows, put_founding
+from node.wiring import STORE_TABLES, migrate_rows, put_founding
 from storage.dump import Header
 from storage.environment import Environment
 from storage.errors import DamagedDump, NewerFormat, StorageError

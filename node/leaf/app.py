@@ -19,6 +19,7 @@ from consensus.state.versions import labelled
 from mesh.identity import Identity, new_instance_id
 from mesh.parents import Candidates
 from mesh.secrets import Secrets
+from mesh.tiers import LEAF
 from mesh.uplink import Uplinks
 from node import __version__, process
 from node.common import (
@@ -42,6 +43,7 @@ from node.leaf.uplink import Uplink
 from node.process import STOP_S
 from node.rituals.registry import Registry
 from node.service.times import now_ms
+from node.tiers import CONFIGURED
 from node.uplinks.messages import Register
 from storage.lock import DirectoryLock
 
@@ -56,16 +58,17 @@ DELIVER_S = 1.5
 log = structlog.get_logger()
 
 
-def run(config: Config) -> int:
-    """See `node.process.run`."""
-    return process.run(lambda: Leaf(config))
+def run(config: Config, tier_why: str = CONFIGURED) -> int:
+    """See `node.process.run`. `tier_why`: why it is a Leaf."""
+    return process.run(lambda: Leaf(config, tier_why))
 
 
 class Leaf:
     """One Leaf in this process: `async with Leaf(config) as leaf`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tier_why: str = CONFIGURED) -> None:
         self._config = config
+        self.tier_why = tier_why
         self._exits = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] | None = None
@@ -92,7 +95,7 @@ class Leaf:
         self.node_id = identity.node_id
         self.instance_id = new_instance_id()
         rng = random.Random()  # noqa: S311 - jitter and choices only
-        self.links = Uplinks(mesh_settings(config), identity, self.instance_id, secrets, log, rng)
+        self.links = Uplinks(mesh_settings(config, LEAF), identity, self.instance_id, secrets, log, rng)
         self._exits.push_async_callback(self.links.stop)
         multicast = Multicast(config.mesh.name, config.mesh.interfaces, is_wanted=config.mesh.zeroconf)
         self._exits.push_async_callback(multicast.close)

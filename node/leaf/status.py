@@ -60,6 +60,7 @@ class Status:
             "node_id": leaf.node_id,
             "instance_id": leaf.instance_id,
             "tier": "leaf",
+            "tier_why": leaf.tier_why,
             "mesh": config.mesh.name,
             "ready": ready["ok"],
             "parent": parent,

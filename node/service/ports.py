@@ -19,13 +19,14 @@ from storage.space import Space
 from storage.transactions import Transaction
 
 
-class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Who this node is; fixed for the life of the process."""
+class NodeFacts(msgspec.Struct, kw_only=True):
+    """Who this node is; fixed for the life of the process, except for a tier that the mesh chooses."""
 
     node_id: NodeId
     instance_id: InstanceId
     name: str
     tier: Tier
+    tier_why: str = "configured"
     mesh_name: str
     data_dir: str
     http_address: str = ""

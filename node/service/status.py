@@ -95,6 +95,7 @@ def document(service: NodeService, level: Level = "stale") -> dict[str, Any]:
         "node_id": facts.node_id,
         "instance_id": facts.instance_id,
         "tier": facts.tier,
+        "tier_why": facts.tier_why,
         "mesh": facts.mesh_name,
         "mesh_id": service.mesh.mesh_id,
         "founding": service.mesh.founding_status,

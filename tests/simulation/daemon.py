@@ -249,7 +249,11 @@ class SimulatedMesh:
         self._count = daemon.world.lives << 32
 
     def hello_of(self, peer: NodeId) -> Any:
-        return SimpleNamespace(tier="core", node_name=peer) if self._daemon.lookout.is_up(peer) else None
+        return (
+            SimpleNamespace(node_id=peer, tier="core", is_auto=False, node_name=peer)
+            if self._daemon.lookout.is_up(peer)
+            else None
+        )
 
     def serve(self, method: str, server: Callable[[NodeId, bytes], Coroutine[Any, Any, bytes]]) -> None:
         self.servers[method] = server

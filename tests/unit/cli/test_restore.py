@@ -12,8 +12,9 @@ from consensus.state import queries
 from node.cli.exits import Exit
 from node.cli.main import main
 from node.cli.restore import ASIDE, IDENTITY
+from node.common import STORE_DIRECTORY
 from node.testing import to_toml
-from node.wiring import STORE_DIRECTORY, STORE_TABLES, read_founding
+from node.wiring import STORE_TABLES, read_founding
 from storage.dump import encode_dump
 from storage.environment import Environment
 from storage.memory import MemoryStore

@@ -66,7 +66,7 @@ CASES = [
         "[mesh]\nname = 'My Mesh'",
         "core.toml: [mesh] name: found 'My Mesh', allowed: a string of 1 to 63 lower-case letters, digits and dashes",
     ),
-    ("[node]\ntier = 'Core'", "core.toml: [node] tier: found 'Core', allowed: \"core\", \"edge\" or \"leaf\""),
+    ("[node]\ntier = 'Core'", "core.toml: [node] tier: found 'Core', allowed: \"auto\", \"core\", \"edge\" or \"leaf\""),
     ("[node]\nname = \"a\\nb\"", r"core.toml: [node] name: found 'a\nb', allowed: a string of at most 63 characters"
      " without control characters"),
     ("[node]\ndata_dir = ''", "core.toml: [node] data_dir: found '', allowed: a string that is not empty"),

@@ -15,6 +15,7 @@ class Mesh:
         self.autopilot = Autopilot(Policy(voters_wanted=wanted, grace_s=10))
         self.alive = set(configuration.members)
         self.unfit: set[NodeId] = set()
+        self.reserve: set[NodeId] = set()
         self.now = 100.0
 
     def look(self, seconds: float = 0.0) -> Step | None:
@@ -22,7 +23,7 @@ class Mesh:
         self.now += seconds
         heard = self.alive - {A}
         standing = Standing(A, frozenset(heard))
-        step = self.autopilot.next_step(self.configuration, standing, heard, self.now, self.unfit)
+        step = self.autopilot.next_step(self.configuration, standing, heard, self.now, self.unfit, self.reserve)
         if step is not None:
             after = judge(self.configuration, step.change, standing)
             assert isinstance(after, Configuration)
@@ -121,3 +122,18 @@ def test_edges_alone_make_no_voters() -> None:
     mesh = Mesh(Configuration((A, B), (C, D)))
     mesh.unfit = {C, D}
     assert mesh.changes(30) == []
+
+
+def test_those_in_reserve_vote_when_no_other_standby_is_there() -> None:
+    mesh = Mesh(Configuration((A, B, C), (D, E)))
+    mesh.reserve = {D}
+    mesh.alive.discard(C)
+    assert mesh.changes(20) == [Change("promote", E), Change("demote", C)]
+    mesh.alive.discard(B)
+    assert mesh.changes(20) == [Change("promote", D), Change("demote", B)]
+
+
+def test_voters_grow_out_of_the_reserve_too() -> None:
+    mesh = Mesh(Configuration((A, B, C), (D, E)), wanted=5)
+    mesh.reserve = {D, E}
+    assert mesh.changes(5) == [Change("promote", D), Change("promote", E)]

@@ -12,7 +12,7 @@ from node.config import load
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("tier", ["solo", "core", "edge", "leaf"])
+@pytest.mark.parametrize("tier", ["solo", "core", "edge", "leaf", "auto"])
 def test_configs_load(tier: str) -> None:
     config = load(ROOT / "configs" / f"{tier}.toml", {"HOME": "/home/ann"})
     assert config.node.tier == ("core" if tier == "solo" else tier)
