@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.bench import commits, daemons, followers, gaps, large, leaf, pinned, reference, report, sessions
+from scripts.bench import commits, daemons, followers, gaps, large, leaf, pinned, reference, report, scale, sessions
 
 BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "commits": commits.measure,
@@ -20,8 +20,9 @@ BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "leaf": leaf.measure,
     "large": large.measure,
     "pinned": pinned.measure,
+    "scale": scale.measure,
 }
-LONG = {"pinned"}
+LONG = {"pinned", "scale"}
 """Minutes: only if named."""
 
 

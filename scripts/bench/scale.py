@@ -1,0 +1,57 @@
+"""Many nodes on one machine: how soon they are one mesh, what an idle leader costs, what more nodes gain. Minutes."""
+
+import time
+from pathlib import Path
+
+from scripts.bench.report import Figure
+from scripts.fleet import SLOTS, WAIT_S, Fleet, fleet
+
+ROUNDS = 8
+"""Branches for each slot: what begins and ends together is a small part of it."""
+
+
+def measure(folder: Path, runs: int) -> list[Figure]:
+    ready = Figure("100 nodes (3 Core, 7 Edge, 90 Leaf) from start to all registered", "s", "30")
+    cpu = Figure("leader, 100 idle nodes", "% of a core", "8")
+    traffic = Figure("leader, 100 idle nodes: in and out", "bytes/s", "")
+    gains = {
+        count: Figure(f"weak scaling, {count} nodes: waits of {WAIT_S} s, {SLOTS} slots a node", "% of linear", reach)
+        for count, reach in ((3, ""), (10, ""), (30, "95"), (100, "90"))
+    }
+    noop = Figure("no-op branches through 3 Core, 2 Edge, 8 Leaf", "/s", "3,000")
+    for run in range(runs):
+        for count, gain in gains.items():
+            edges = 0 if count == 3 else max(count // 15, 1)
+            with fleet(3, edges, count - 3 - edges, folder=folder / f"scale-{run}-{count}") as mesh:
+                took_s = mesh.launch()
+                if count == 100:
+                    ready.values.append(took_s)
+                    time.sleep(5.0)  # parents are settled
+                    cost, crossed = mesh.leader_cost(10.0)
+                    cpu.values.append(cost)
+                    traffic.values.append(crossed)
+                gain.values.append(linear(mesh) * 100)
+        with fleet(3, 2, 8, folder=folder / f"noop-{run}", slots=100) as mesh:
+            mesh.launch()
+            noop.values.append(rate(mesh, "echo", {}, 1000))
+    return [ready, cpu, traffic, *gains.values(), noop]
+
+
+def linear(mesh: Fleet) -> float:
+    """What all slots together do, as a share of what they would if the mesh cost nothing."""
+    slots = SLOTS * len(mesh.daemons)
+    return rate(mesh, "wait", {"seconds": WAIT_S}, slots) / (slots / WAIT_S)
+
+
+def rate(mesh: Fleet, ritual: str, parameters: dict[str, object], branches: int) -> float:
+    """Branches a second through sessions of so many, all submitted at once; the first one warms up."""
+    each = [{"task": str(number), "parameters": parameters} for number in range(branches)]
+
+    def submit() -> str:
+        return str(mesh.submit(thought="scale", ritual=ritual, branches=each)["id"])
+
+    mesh.wait_session(submit(), 120)
+    started = time.perf_counter()
+    for session in [submit() for _ in range(ROUNDS)]:
+        mesh.wait_session(session, 240)
+    return ROUNDS * branches / (time.perf_counter() - started)
