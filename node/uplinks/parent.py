@@ -11,9 +11,8 @@ Rules:
 """
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,6 +50,8 @@ from storage.errors import StorageError
 from storage.ids import InstanceId, NodeId
 
 REGISTER_S = 10.0
+BURY_S = 1.0
+"""For saying that a Leaf is dead; nothing else is looked at meanwhile."""
 
 log = structlog.get_logger()
 
@@ -154,8 +155,9 @@ class Parent:
                 leaf.pushing.cancel()
 
     def _send_away(self) -> None:
+        members = self._members()
         for number, leaf in enumerate(self._leaves.values()):
-            alternatives = self._alternatives(leaf.node_id)
+            alternatives = self._alternatives(leaf.node_id, members)
             if alternatives:
                 to = alternatives[number % len(alternatives)]
                 self._mesh.notify(leaf.node_id, messages.MOVE, messages.encode(to))
@@ -167,7 +169,7 @@ class Parent:
         if hello is None:
             raise UplinkError("not_attached", "the link is gone")
         self._knocking.pop(peer, None)
-        told = self._told(peer)
+        told = self._told(peer, self._members())
         refusal, detail = self._accepts(), ""
         if refusal:
             detail = f"{self._facts.name} takes no Leaf at the moment ({refusal})"
@@ -371,26 +373,29 @@ class Parent:
                 at_ms=self._now_ms(),
                 registered_at_ms=member.registered_at_ms,
             )
-            with contextlib.suppress(ConsensusError):  # no leader: the next look says it again, if it is still so
-                await self._consensus.propose(status, REGISTER_S)
+            try:
+                await self._consensus.propose(status, BURY_S)
+            except ConsensusError:
+                return  # no leader: the next look says it again, if it is still so
 
     def _tell(self) -> None:
+        members = self._members()
         for leaf in self._leaves.values():
-            told = self._told(leaf.node_id)
+            told = self._told(leaf.node_id, members)
             if told != leaf.told:
                 leaf.told = told
                 self._mesh.notify(leaf.node_id, messages.TOLD, messages.encode(told))
 
-    def _told(self, leaf: NodeId) -> Told:
+    def _told(self, leaf: NodeId, members: Sequence[Member]) -> Told:
         leader = self._leader()
-        row = None if leader is None else self._member(leader)
+        row = next((member for member in members if member.node_id == leader), None)
         return Told(
             parent=self._facts.node_id,
             name=self._facts.name,
             tier=self._facts.tier,
             leader=leader,
             leader_name="" if row is None else row.name,
-            alternatives=self._alternatives(leaf),
+            alternatives=self._alternatives(leaf, members),
         )
 
     def _members(self) -> list[Member]:
@@ -400,8 +405,7 @@ class Parent:
         except (ConsensusError, StorageError):
             return []
 
-    def _loads(self) -> list[Load]:
-        members = self._members()
+    def _loads(self, members: Sequence[Member]) -> list[Load]:
         taken: dict[NodeId, int] = {}
         for member in members:
             if member.parent is not None:
@@ -412,11 +416,11 @@ class Parent:
             if row.tier != "leaf" and not row.is_draining
         ]
 
-    def _alternatives(self, leaf: NodeId) -> list[Alternative]:
+    def _alternatives(self, leaf: NodeId, members: Sequence[Member]) -> list[Alternative]:
         """In the order of their ids, so that what is told changes only when there is news."""
-        rows = {row.node_id: row for row in self._members()}
+        rows = {row.node_id: row for row in members}
         found = []
-        for load in sorted(self._loads(), key=lambda load: load.burden):
+        for load in sorted(self._loads(members), key=lambda load: load.burden):
             addresses = self._mesh.addresses_for(load.node_id, leaf)
             if load.node_id != self._facts.node_id and addresses:
                 row = rows[load.node_id]
@@ -424,8 +428,9 @@ class Parent:
         return sorted(found[:ALTERNATIVES_MAX], key=lambda one: one.node_id)
 
     def _balance(self) -> None:
-        for target, count in moves(self._facts.node_id, self._loads()).items():
-            to = {one.node_id: one for one in self._alternatives(next(iter(self._leaves)))}.get(target)
+        members = self._members()
+        for target, count in moves(self._facts.node_id, self._loads(members)).items():
+            to = {one.node_id: one for one in self._alternatives(next(iter(self._leaves)), members)}.get(target)
             if to is None:
                 continue
             latest = sorted(self._leaves.values(), key=lambda leaf: -leaf.since)
