@@ -76,10 +76,11 @@ class LiveBoard:
         except CodecError:
             self.refused += 1
             return
+        is_of_own_leaf = self.parent_of(peer) == self._node_id
         for update in updates[:UPDATES_PER_NOTICE_MAX]:
             is_passed_on = update.node_id != peer and self.parent_of(update.node_id) == peer
             is_believed = self._merge(update.node_id if is_passed_on else peer, update)
-            if is_believed and not is_passed_on and self.parent_of(peer) == self._node_id:
+            if is_believed and is_of_own_leaf:
                 self._sharing.add(update)
 
     def on_events(self, events: Iterable[Numbered]) -> None:

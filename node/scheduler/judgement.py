@@ -113,13 +113,14 @@ class Evidence:
 def judge_members(members: Sequence[Member], evidence: Evidence, now_ms: int) -> list[SetMemberStatus]:
     """Only changes are answered."""
     verdicts = []
+    by_id = {member.node_id: member for member in members}
     for member in members:
         if member.status == "left":
             continue
         if member.parent is None:
             verdict = judge(member, evidence)
         else:
-            verdict = judge_leaf(member, parent_of(member, members), evidence)
+            verdict = judge_leaf(member, parent_of(member, by_id), evidence)
         if verdict == member.status or (verdict == "suspect" and not evidence.knows_suspects):
             continue
         verdicts.append(
@@ -134,9 +135,9 @@ def judge_members(members: Sequence[Member], evidence: Evidence, now_ms: int) ->
     return verdicts
 
 
-def parent_of(leaf: Member, members: Sequence[Member]) -> Member | None:
+def parent_of(leaf: Member, by_id: Mapping[NodeId, Member]) -> Member | None:
     """The very instance that a Leaf hangs on; None if it is gone."""
-    found = next((member for member in members if member.node_id == leaf.parent), None)
+    found = None if leaf.parent is None else by_id.get(leaf.parent)
     return found if found is not None and found.instance_id == leaf.parent_instance and not found.parent else None
 
 

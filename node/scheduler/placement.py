@@ -41,6 +41,10 @@ class View:
     """Whether every member's software does."""
 
     @cached_property
+    def by_id(self) -> Mapping[NodeId, Member]:
+        return {member.node_id: member for member in self.members}
+
+    @cached_property
     def evidence(self) -> Evidence:
         return Evidence(
             self.node_id, self.leader_for_ms, self.links, self.testimonies, self.is_doubting, self.knows_suspects
@@ -61,7 +65,7 @@ def standing(view: View, member: Member) -> Obstacle | None:
         return Obstacle("not_alive", f"is {member.status}", f"start {member.name} again, or connect it")
     if member.is_draining:
         return Obstacle("draining", "drains: it takes no new work", f"end the draining of {member.name}")
-    through = member if member.parent is None else parent_of(member, view.members)
+    through = member if member.parent is None else parent_of(member, view.by_id)
     if through is None:
         return Obstacle("no_link", "hangs on no parent", f"check the network of {member.name}")
     if not view.evidence.is_heard(through):
