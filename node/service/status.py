@@ -139,7 +139,9 @@ def warnings(
     """What an operator should know, in words; empty is good."""
     found = [f"not ready: {check.detail}" for check in checks if not check.ok]
     if service.is_founded and leader is None:
-        found.append("no leader is known: writes wait until most Core nodes reach each other")
+        age_ms = service.age_ms()
+        age = "of unknown age" if age_ms is None else f"{age_ms / 1000:.1f} s old"
+        found.append(f"no leader is known: writes wait until most Core nodes reach each other; reads here are {age}")
     for peer in peers:
         if peer.get("state") == "down":
             found.append(f"no link to {peer.get('name') or peer.get('node_id')}")
