@@ -1,5 +1,6 @@
 """Writes `docs/configuration.md` from the schema: `python -m node.cli.reference [--check] [FILE]`."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +63,13 @@ def text() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    is_check = "--check" in argv
-    names = [name for name in argv if name != "--check"]
-    path = Path(names[0]) if names else PATH
+    parser = argparse.ArgumentParser(
+        prog="python -m node.cli.reference", description="Writes the reference of all keys."
+    )
+    parser.add_argument("path", nargs="?", type=Path, default=PATH, help="file to write (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is not current")
+    arguments = parser.parse_args(argv)
+    path, is_check = arguments.path, arguments.check
     if not is_check:
         path.write_text(text(), encoding="utf-8")
         return 0
