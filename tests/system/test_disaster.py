@@ -49,6 +49,17 @@ def run_sessions(mesh: LocalMesh, count: int) -> None:
         assert mesh.wait_session(session["id"])["status"] == "completed"
 
 
+def join_as_new(mesh: LocalMesh, *names: str) -> None:
+    """Machines whose data is gone join the mesh that goes on, and vote in it; it then survives the loss of one."""
+    for name in names:
+        shutil.move(mesh[name].directory / "data", mesh[name].directory / "former")
+        mesh.restart(name)
+    for name in names:
+        standing = lambda name=name: ((mesh.status(name) or {}).get("membership") or {}).get("standing")  # noqa: E731
+        mesh.wait(f"{name} votes", lambda standing=standing: standing() == "voter", 60)
+    mesh.wait_ready()
+
+
 def test_backups_under_load_are_whole_and_the_restored_mesh_is_equal(mesh: LocalMesh, tmp_path: Path) -> None:
     mesh.start()
     stop = threading.Event()
@@ -97,6 +108,10 @@ def test_backups_under_load_are_whole_and_the_restored_mesh_is_equal(mesh: Local
     assert everything(target) == before_all
     run_sessions(mesh, 1)
     assert target.status()["mesh_id"] == restored["mesh_id"]
+    join_as_new(mesh, "node-2", "node-3")
+    mesh.kill(target.name)
+    run_sessions(mesh, 1)
+    assert {daemon.status()["mesh_id"] for daemon in mesh.running()} == {restored["mesh_id"]}
 
 
 def test_what_ran_when_the_backup_was_taken_runs_again_in_the_restored_mesh(mesh: LocalMesh, tmp_path: Path) -> None:
@@ -159,3 +174,7 @@ def test_one_of_three_recovers_with_its_data(mesh: LocalMesh) -> None:
     other.kill()
     survivor.kill()
     assert "one voter" in recover("--yes").stderr
+    mesh.restart(survivor.name)
+    join_as_new(mesh, other.name, lost.name)
+    mesh.kill(survivor.name)
+    run_sessions(mesh, 1)
