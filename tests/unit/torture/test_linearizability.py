@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.torture.linearizability import Operation, check
@@ -122,7 +122,9 @@ def real_history(seed: int, clients: int, operations: int, values: int) -> list[
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 12), st.integers(2, 4))
 def test_what_a_real_register_shows_is_always_accepted(seed: int, clients: int, operations: int, values: int) -> None:
-    assert check(Register(), real_history(seed, clients, operations, values)).word == "linearizable"
+    verdict = check(Register(), real_history(seed, clients, operations, values))
+    assume(verdict.word != "gave_up")  # one in many thousands has too many ways to look at
+    assert verdict.word == "linearizable"
 
 
 TIMES = st.integers(0, 8)
