@@ -129,8 +129,8 @@ class Candidates:
             candidate.is_told = False
         for one in alternatives:
             if one.addresses:
-                if one.node_id not in self._known and len(self._known) >= PARENTS_KNOWN_MAX:
-                    self._forget_one()
+                if one.node_id not in self._known and len(self._known) >= PARENTS_KNOWN_MAX and not self._forget_one():
+                    continue
                 self._known[one.node_id] = _Candidate(one.addresses[:ADDRESSES_PER_PEER_MAX], is_told=True)
 
     def failed(self, key: str, now: float, rng: Dice) -> None:
@@ -166,9 +166,12 @@ class Candidates:
         """Node id -> addresses, to be remembered; seeds are in the configuration."""
         return {key: one.addresses for key, one in self._known.items() if key not in self._seeds}
 
-    def _forget_one(self) -> None:
-        worst = max((key for key in self._known if key not in self._seeds), key=lambda key: self._known[key].failures)
-        del self._known[worst]
+    def _forget_one(self) -> bool:
+        """False if there are seeds only: those stay."""
+        others = [key for key in self._known if key not in self._seeds]
+        if others:
+            del self._known[max(others, key=lambda key: self._known[key].failures)]
+        return bool(others)
 
 
 @dataclass(frozen=True, slots=True)

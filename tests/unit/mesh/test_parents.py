@@ -125,3 +125,11 @@ def test_all_deciding_at_once_comes_to_rest(start: list[tuple[str, int]]) -> Non
         assert max(Load(node, tier, taken).burden for node, (tier, taken) in state.items()) <= before
     else:
         pytest.fail(f"it does not come to rest: {state}")
+
+
+def test_seeds_stay_however_many_they_are() -> None:
+    seeds = [f"seed:{port}" for port in range(1, PARENTS_KNOWN_MAX + 1)]
+    candidates = Candidates(seeds)
+    candidates.told(told("a"))
+    assert len(candidates) == PARENTS_KNOWN_MAX
+    assert candidates.known() == {}
