@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from node.leaf.limits import HEAD_BYTES_MAX, HEADERS_MAX
 
-_LINE = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]{0,4095}) HTTP/1\.([01])")
+_LINE = re.compile(rb"([A-Z]{1,16}) (/[\x21\x22\x24-\x7e]{0,4095}) HTTP/1\.([01])")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):[ \t]*([\x20-\x7e\x80-\xff\t]*?)[ \t]*")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
 
@@ -47,7 +48,8 @@ class Request:
 
     @property
     def path(self) -> str:
-        return self.target.partition("?")[0]
+        """As the parent reads it: the guard must judge what is routed there."""
+        return unquote(self.target.partition("?")[0])
 
     @property
     def query(self) -> str:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from node.http.guard import Guard
+from node.http.problems import Problem
 from node.leaf.limits import HEADERS_MAX
 from node.leaf.request import Malformed, Passage, read_request
 
@@ -48,6 +50,7 @@ def test_how_long_a_connection_lasts(line: str, headers: list[str], keeps_open: 
         head("get / HTTP/1.1"),
         head("GET http://elsewhere/ HTTP/1.1"),
         head("GET /a b HTTP/1.1"),
+        head("GET /a#b HTTP/1.1"),
         head("GET / HTTP/1.1", "Content-Length: 1", "Content-Length: 2"),
         head("GET / HTTP/1.1", "Content-Length: -1"),
         head("GET / HTTP/1.1", "Content-Length: 1, 1"),
@@ -65,6 +68,14 @@ def test_how_long_a_connection_lasts(line: str, headers: list[str], keeps_open: 
 def test_what_two_readers_could_read_differently_is_refused(bad: bytes) -> None:
     with pytest.raises(Malformed):
         read_request(bad)
+
+
+@pytest.mark.parametrize("target", ["/v1/backup", "/v1/%62ackup", "/v1/%62ackup?x=1"])
+def test_a_foreign_page_cannot_hide_what_it_asks_for(target: str) -> None:
+    request = read_request(head(f"GET {target} HTTP/1.1", "Host: 127.0.0.1:1", "Origin: http://evil"))
+    with pytest.raises(Problem) as refused:
+        Guard("127.0.0.1", None, allow_unauthenticated=False).check(request)
+    assert refused.value.code == "foreign_origin"
 
 
 ANSWER = head("HTTP/1.1 200 OK", "Content-Length: 5") + b"hello"
