@@ -24,6 +24,7 @@ from node.leaf.multicast import Multicast
 from node.leaf.outbox import Outbox
 from node.live import Sharing
 from node.uplinks import messages
+from node.uplinks.errors import UplinkError
 from node.uplinks.messages import Assigned, Attach, Attached, Register, Registered, SignedOutcome, Told, Verdict
 from storage.errors import CodecError
 from storage.ids import NodeId
@@ -186,6 +187,7 @@ class Uplink:
         self.told, self.since, self.trouble = told, time.monotonic(), ""
         self.is_registered = False
         self.changes += 1
+        self._inputs.clear()  # the new parent sends all parts again
         self._complaint = ""
         self._outbox.is_cut_off = False
         self._lost.clear()
@@ -309,6 +311,8 @@ class Uplink:
 
     async def _on_work(self, peer: NodeId, payload: bytes) -> bytes:
         assert self.executor is not None
+        if peer != self.parent:
+            raise UplinkError("not_attached", "this Leaf hangs on another node")
         for assigned in messages.decode(payload, list[Assigned]):
             work = assigned.work
             if work.inputs is None:
