@@ -59,18 +59,22 @@ class Line:
                     await self._request(messages.WORK, messages.encode(batch), PUSH_S)
 
     def _batches(self) -> Iterator[list[Assigned]]:
-        """Of what waits now; what comes meanwhile makes the next ones larger."""
-        works, self._waiting = self._waiting, deque()
+        """What is not sent yet stays in the row until its batch is made, so it can still be cancelled."""
         batch: list[Assigned] = []
         size = 0
-        for work in works:
+        while self._waiting:
+            work = self._waiting[0]
             for part in _parts(work):
                 part_size = len(messages.encode(part))
                 if batch and (size + part_size > WORK_BYTES_PER_MESSAGE_MAX or len(batch) >= WORKS_PER_MESSAGE_MAX):
                     yield batch
                     batch, size = [], 0
+                    if not self._waiting or self._waiting[0] is not work:
+                        break  # cancelled meanwhile
                 batch.append(part)
                 size += part_size
+            else:
+                self._waiting.popleft()
         if batch:
             yield batch
 

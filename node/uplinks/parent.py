@@ -308,6 +308,8 @@ class Parent:
             match numbered.event:
                 case MemberRegistered() | MemberStatusChanged() as event if event.node_id in self._leaves:
                     self._check(self._leaves[event.node_id])
+                case MemberRegistered() as event:
+                    self._miss(event.node_id)
                 case _:
                     pass
 
@@ -316,6 +318,12 @@ class Parent:
         member = self._member(leaf.node_id)
         if leaf.is_registered and not self._is_here(member, leaf.instance_id):
             self._mesh.notify(leaf.node_id, messages.AGAIN, b"")
+
+    def _miss(self, node_id: NodeId) -> None:
+        """A Leaf may be registered here only after its uplink is gone: the registration was under way."""
+        member = self._member(node_id)
+        if member is not None and self._is_here(member, member.instance_id):
+            self._gone.setdefault(node_id, (member.instance_id, time.monotonic()))
 
     def _is_here(self, member: Member | None, instance_id: InstanceId) -> bool:
         return (

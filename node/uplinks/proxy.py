@@ -46,17 +46,24 @@ class Proxy:
             self._end(peer, number)
 
     async def _open(self, peer: NodeId, request: bytes) -> bytes:
-        if not self._is_attached(peer):
-            raise UplinkError("not_attached", "attach first")
-        streams = self._streams.setdefault(peer, {})
-        if len(streams) >= HTTP_STREAMS_MAX:
-            raise UplinkError("busy", f"{HTTP_STREAMS_MAX} requests of this Leaf are being answered")
+        self._check(peer)
+        reader, writer = await self._connect()
+        try:
+            self._check(peer)  # the link may be gone, and others may have been opened meanwhile
+        except UplinkError:
+            writer.close()
+            raise
         self._last += 1
         number = self._last
-        reader, writer = await self._connect()
-        streams[number] = _Stream(reader, writer)
+        self._streams.setdefault(peer, {})[number] = _Stream(reader, writer)
         writer.write(request)
         return await self._part(peer, number)
+
+    def _check(self, peer: NodeId) -> None:
+        if not self._is_attached(peer):
+            raise UplinkError("not_attached", "attach first")
+        if len(self._streams.get(peer, ())) >= HTTP_STREAMS_MAX:
+            raise UplinkError("busy", f"{HTTP_STREAMS_MAX} requests of this Leaf are being answered")
 
     async def _more(self, peer: NodeId, payload: bytes) -> bytes:
         return await self._part(peer, messages.decode(payload, int))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -21,8 +22,9 @@ from node.uplinks import parent as parent_module
 from node.uplinks.errors import UplinkError
 from node.uplinks.limits import WORK_BYTES_PER_MESSAGE_MAX, WORKS_PER_MESSAGE_MAX
 from node.uplinks.line import Line
-from node.uplinks.messages import Assigned, Attach, Attached, Register, Registered, SignedOutcome, Verdict
+from node.uplinks.messages import Assigned, Attach, Attached, HttpPart, Register, Registered, SignedOutcome, Verdict
 from node.uplinks.parent import Parent
+from node.uplinks.proxy import Proxy
 from node.work import Assignments, Places, Reporter
 from storage.ids import InstanceId, NodeId, SessionId
 from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinGroup
@@ -306,6 +308,31 @@ def test_a_leaf_that_is_gone_is_dead_unless_it_hangs_on_another(
     run(test)
 
 
+def test_a_leaf_whose_registration_comes_through_after_it_has_gone_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(house: House) -> None:
+        monkeypatch.setattr(parent_module, "GONE_MS", 0)
+        monkeypatch.setattr(parent_module, "LOOK_S", 0.001)
+        house.link()
+        await house.attach()
+        house.parent.link_down(LEAF.node_id)
+        running = asyncio.create_task(house.parent.run())
+        try:
+            while house.parent._gone:
+                await asyncio.sleep(0.001)
+            house.group.apply(
+                registration(
+                    LEAF.node_id, instance_id=InstanceId("i1"), tier="leaf", parent=NODE, parent_instance=INSTANCE
+                )
+            )
+            while house.member().status != "dead":
+                await asyncio.sleep(0.001)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    run(test)
+
+
 def test_a_leaf_that_others_say_is_dead_is_told_to_register_again() -> None:
     async def test(house: House) -> None:
         house.link()
@@ -380,5 +407,84 @@ def test_work_goes_in_batches_and_large_inputs_in_parts() -> None:
         assert [one.work.branch_index for one in got if one.is_last] == [*range(WORKS_PER_MESSAGE_MAX + 1), 1_000]
         parts = [one for one in got if one.work.branch_index == 1_000]
         assert [item.branch_index for part in parts for item in part.inputs] == list(range(40))
+
+    asyncio.run(main())
+
+
+def test_work_that_waits_for_a_later_batch_can_be_cancelled() -> None:
+    async def main() -> None:
+        sent: list[bytes] = []
+        stopped: list[bytes] = []
+        answered = asyncio.Event()
+
+        async def request(method: str, payload: bytes, timeout_s: float) -> bytes:
+            sent.append(payload)
+            await answered.wait()
+            return b""
+
+        line = Line(request, lambda topic, payload: stopped.append(payload))
+        for index in range(WORKS_PER_MESSAGE_MAX + 3):
+            line.submit(work(index))
+        task = asyncio.create_task(line.run())
+        while not sent:
+            await asyncio.sleep(0)
+        for index in (WORKS_PER_MESSAGE_MAX, WORKS_PER_MESSAGE_MAX + 2):
+            line.cancel(SESSION, index, 1)
+        answered.set()
+        while len(sent) < 2:
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert stopped == []
+        assert [one.work.branch_index for one in received(sent)] == [
+            *range(WORKS_PER_MESSAGE_MAX), WORKS_PER_MESSAGE_MAX + 1,
+        ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+def test_an_answer_begun_while_the_last_one_ends_is_kept_and_one_for_nobody_is_not() -> None:
+    async def main() -> None:
+        mesh = FakeMesh()
+        attached = True
+        gate = asyncio.Event()
+        gate.set()
+        ends: list[socket.socket] = []
+
+        async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            await gate.wait()
+            ours, theirs = socket.socketpair()
+            if attached:
+                theirs.send(b"x")
+            ends.append(theirs)
+            return await asyncio.open_connection(sock=ours)
+
+        Proxy(mesh, connect, lambda peer: attached)
+
+        async def open_one() -> HttpPart:
+            return messages.decode(await mesh.servers[messages.HTTP_OPEN](OTHER, b"GET"), HttpPart)
+
+        first = await open_one()
+        gate.clear()
+        second = asyncio.create_task(open_one())
+        await asyncio.sleep(0)
+        await mesh.servers[messages.HTTP_CLOSE](OTHER, messages.encode(first.stream))
+        gate.set()
+        part = await second
+        assert part.data == b"x"
+        await mesh.servers[messages.HTTP_CLOSE](OTHER, messages.encode(part.stream))
+        gate.clear()
+        third = asyncio.create_task(open_one())
+        await asyncio.sleep(0)
+        attached = False
+        gate.set()
+        with pytest.raises(UplinkError):
+            await third
+        ends[-1].setblocking(False)
+        await asyncio.sleep(0)
+        assert await asyncio.get_running_loop().sock_recv(ends[-1], 1) == b"", "closed"
+        for end in ends:
+            end.close()
 
     asyncio.run(main())
