@@ -142,7 +142,8 @@ def test_what_was_done_elsewhere_meanwhile_is_kept_as_evidence(tmp_path: Path) -
             rows = branches(mesh["node-1"], session["id"])
             return next((row for row in rows if row["node_id"] == me and row["status"] == "processing"), None)
 
-        branch = mesh.wait("the leaf works", mine)
+        branch = mesh.wait("a branch is the leaf's", mine)
+        mesh.wait("the leaf executes it", lambda: (leaf.status() or {})["slots"]["async_busy"] >= 1)
         leaf.signal(signal.SIGSTOP)
         assert mesh.wait_session(session["id"], on="node-1")["completed"] == 2
         leaf.signal(signal.SIGCONT)
