@@ -2,15 +2,17 @@
 
 Rules a reader must not break:
 - A branch of an open session that is not terminal is in the queue (pending) or has a lease (processing), never both;
-  the only exception is a consolidation whose turn has not come (see `sessions`).
-- Only the outcome of the current attempt, from the node it was given to, is recorded. Anything else changes nothing,
-  but a result of an attempt that had ended leaves its digest as evidence.
-- An attempt row is written when an attempt ends without a result; the current one, and the one that completed, are in
-  the branch row (`queries.list_attempts` shows them all).
+  the only exception is a consolidation whose turn has not come (see `sessions`). A lease is of an attempt: while a
+  speculative one runs beside the first there are two (see `attempts`).
+- Only the outcome of an attempt under way, from the node it was given to, is recorded, and of two results the first
+  only. Anything else changes nothing, but a result of an attempt that had ended leaves its digest as evidence.
+- An attempt row is written when an attempt ends without a recorded result; those under way, and the one that has
+  completed, are in the branch row (`queries.list_attempts` shows them all).
 """
 
 from msgspec.structs import replace
 
+from consensus.state.attempts import end, first_of, highest, leave_only, under_way
 from consensus.state.commands import (
     AssignBranches,
     Assignment,
@@ -31,7 +33,7 @@ from consensus.state.limits import (
     TIME_MS_MAX,
 )
 from consensus.state.patterns import note_patterns, store_patterns
-from consensus.state.rows import Attempt, Branch, Failure, Knowledge, Lease, Member
+from consensus.state.rows import AttemptStatus, Branch, Failure, Knowledge, Lease, Member, Running
 from consensus.state.sessions import conclude, fail_session, queue_entry, settle
 from consensus.state.tables import (
     ATTEMPTS,
@@ -67,7 +69,9 @@ def assign(work: Workspace, command: AssignBranches) -> tuple[int, int]:
         member = members[node_id]
         if member is not None and _takes_work(member, item.instance_id):
             assigned += _assign_one(work, item, member)
-    return assigned, len(command.assignments) - assigned
+    for item in command.speculative:
+        assigned += _assign_beside(work, item)
+    return assigned, len(command.assignments) + len(command.speculative) - assigned
 
 
 def _takes_work(member: Member, instance_id: InstanceId) -> bool:
@@ -100,7 +104,54 @@ def _assign_one(work: Workspace, item: Assignment, member: Member) -> bool:
         deadline_ms=item.deadline_ms,
         started_at_ms=work.at_ms,
     )
-    lease = Lease(
+    work.replace(BRANCHES, key, stored, encode_row(changed))
+    work.remove(QUEUE, queue_key, queued)
+    work.insert(LEASES, key, encode(_lease(branch, item)))
+    if branch.role == "branch":
+        edit.has_changed = True
+        edit.pending -= 1
+        edit.processing += 1
+        if edit.started_at_ms is None:
+            edit.started_at_ms = work.at_ms
+            edit.status = "processing"
+    _announce(work, item)
+    return True
+
+
+def _assign_beside(work: Workspace, item: Assignment) -> bool:
+    """A speculative attempt of a branch that is processing."""
+    edit = work.session(item.session_id)
+    key = None if edit is None else edit.branch_key(item.branch_index)
+    stored = None if key is None else work.txn.get(BRANCHES, key)
+    offered = work.txn.get(MEMBERS, item.node_id.encode()) if 0 < len(item.node_id) <= 64 else None
+    if key is None or stored is None or offered is None or not 0 <= item.deadline_ms <= TIME_MS_MAX:
+        return False
+    branch, member = decode_branch(stored), decode_member(offered)
+    if (
+        branch.status != "processing"
+        or branch.speculative is not None
+        or branch.node_id == item.node_id
+        or not _takes_work(member, item.instance_id)
+        or branch.ritual not in member.rituals
+        or item.attempt != branch.attempt + 1
+        or highest(work, key, branch) != branch.attempt
+    ):
+        return False
+    running = Running(
+        attempt=item.attempt,
+        node_id=item.node_id,
+        instance_id=item.instance_id,
+        deadline_ms=item.deadline_ms,
+        started_at_ms=work.at_ms,
+    )
+    work.replace(BRANCHES, key, stored, encode_row(replace(branch, rev=work.index, speculative=running)))
+    work.insert(LEASES, key + u32(item.attempt), encode(_lease(branch, item)))
+    _announce(work, item)
+    return True
+
+
+def _lease(branch: Branch, item: Assignment) -> Lease:
+    return Lease(
         session_id=branch.session_id,
         branch_index=branch.branch_index,
         ritual=branch.ritual,
@@ -109,27 +160,19 @@ def _assign_one(work: Workspace, item: Assignment, member: Member) -> bool:
         instance_id=item.instance_id,
         deadline_ms=item.deadline_ms,
     )
-    work.replace(BRANCHES, key, stored, encode_row(changed))
-    work.remove(QUEUE, queue_key, queued)
-    work.insert(LEASES, key, encode(lease))
-    if branch.role == "branch":
-        edit.has_changed = True
-        edit.pending -= 1
-        edit.processing += 1
-        if edit.started_at_ms is None:
-            edit.started_at_ms = work.at_ms
-            edit.status = "processing"
+
+
+def _announce(work: Workspace, item: Assignment) -> None:
     work.events.append(
         BranchAssigned(
             at_ms=work.at_ms,
-            session_id=branch.session_id,
-            branch_index=branch.branch_index,
+            session_id=item.session_id,
+            branch_index=item.branch_index,
             attempt=item.attempt,
             node_id=item.node_id,
             instance_id=item.instance_id,
         )
     )
-    return True
 
 
 def begin(work: Workspace, command: SubmitSession) -> None:
@@ -186,9 +229,10 @@ def _record(work: Workspace, outcome: Outcome) -> bool:
     if edit is None or key is None or stored is None:
         return False
     branch = decode_branch(stored)
-    if branch.status != "processing" or branch.attempt != outcome.attempt or branch.node_id != outcome.node_id:
+    running = under_way(branch, outcome.attempt, outcome.node_id)
+    if running is None:
         if knowledge is not None:
-            _keep_evidence(work, key, branch, outcome, knowledge)
+            _keep_evidence(work, key, outcome, knowledge)
         return False
     duration_ms = min(max(outcome.duration_ms, 0), DURATION_MS_MAX)
     if knowledge is None:
@@ -199,6 +243,7 @@ def _record(work: Workspace, outcome: Outcome) -> bool:
             key,
             stored,
             branch,
+            running,
             outcome.failure,
             is_lost=outcome.is_lost,
             duration_ms=duration_ms,
@@ -209,9 +254,15 @@ def _record(work: Workspace, outcome: Outcome) -> bool:
     refusal = _refusal(branch, encoded)
     if refusal is not None:
         late = digest(encoded) if encoded is not None else None
-        end_attempt(work, edit, key, stored, branch, refusal, is_lost=False, duration_ms=duration_ms, late=late)
+        end_attempt(
+            work, edit, key, stored, branch, running, refusal, is_lost=False, duration_ms=duration_ms, late=late
+        )
         return True
     assert encoded is not None, "otherwise it is refused"
+    if branch.speculative is not None:
+        slower = branch.speculative if running.attempt == branch.attempt else first_of(branch)
+        end(work, key, branch, slower, "superseded")
+        branch = leave_only(work, key, branch, slower, "superseded")
     changed = replace(
         branch,
         rev=work.index,
@@ -271,9 +322,9 @@ def _refusal(branch: Branch, encoded: bytes | None) -> Failure | None:
     return None
 
 
-def _keep_evidence(work: Workspace, key: bytes, branch: Branch, outcome: Outcome, knowledge: Knowledge) -> None:
+def _keep_evidence(work: Workspace, key: bytes, outcome: Outcome, knowledge: Knowledge) -> None:
     """A result of an attempt that has ended is refused; its digest shows what was refused. The first one counts."""
-    if not 1 <= outcome.attempt <= branch.attempt:
+    if not 1 <= outcome.attempt < 2**32:
         return
     attempt_key = key + u32(outcome.attempt)
     stored = work.txn.get(ATTEMPTS, attempt_key)
@@ -297,8 +348,9 @@ def requeue(work: Workspace, command: RequeueBranches) -> tuple[int, int]:
         if edit is None or key is None or stored is None:
             continue
         branch = decode_branch(stored)
-        if branch.status == "processing" and branch.attempt == item.attempt:
-            end_attempt(work, edit, key, stored, branch, item.failure, is_lost=item.is_lost)
+        running = under_way(branch, item.attempt)
+        if running is not None:
+            end_attempt(work, edit, key, stored, branch, running, item.failure, is_lost=item.is_lost)
             ended += 1
     settle(work)
     return ended, len(command.requeues) - ended
@@ -308,16 +360,20 @@ def release_leases(work: Workspace, node_id: NodeId, failure: Failure, *, kept: 
     """Ends all attempts on a node as lost (but those of the instance to keep); reads all leases, which are bounded by
     the slots of the mesh."""
     held = [
-        (key, lease)
-        for key, lease in ((key, decode_lease(value)) for key, value in work.txn.scan(LEASES))
+        lease
+        for lease in (decode_lease(value) for _, value in work.txn.scan(LEASES))
         if lease.node_id == node_id and lease.instance_id != kept
     ]
-    for key, lease in held:
+    for lease in held:
         edit = work.session(lease.session_id)
-        stored = work.txn.get(BRANCHES, key)
         assert edit is not None, "what is leased exists"
+        key = edit.key + u32(lease.branch_index)
+        stored = work.txn.get(BRANCHES, key)
         assert stored is not None, "what is leased exists"
-        end_attempt(work, edit, key, stored, decode_branch(stored), failure, is_lost=True)
+        branch = decode_branch(stored)
+        running = under_way(branch, lease.attempt)
+        assert running is not None, "what is leased is under way"
+        end_attempt(work, edit, key, stored, branch, running, failure, is_lost=True)
     settle(work)
     return len(held)
 
@@ -328,6 +384,7 @@ def end_attempt(
     key: bytes,
     stored: bytes,
     branch: Branch,
+    running: Running,
     failure: Failure,
     *,
     is_lost: bool,
@@ -335,30 +392,19 @@ def end_attempt(
     late: bytes | None = None,
     retry_at_ms: int = 0,
 ) -> None:
-    """The current attempt ends without a result. Another follows, unless failures or losses have reached a limit."""
-    node_id, instance_id = branch.node_id, branch.instance_id
-    assert node_id is not None, "what is processing is somewhere"
-    assert instance_id is not None, "what is processing is somewhere"
+    """An attempt ends without a result. If it was the only one, another follows, unless failures or losses have reached
+    a limit."""
     failure = clipped(failure)
-    lease = work.txn.get(LEASES, key)
-    assert lease is not None, "what is processing has a lease"
-    work.remove(LEASES, key, lease)
-    attempt = Attempt(
-        session_id=branch.session_id,
-        branch_index=branch.branch_index,
-        attempt=branch.attempt,
-        node_id=node_id,
-        instance_id=instance_id,
-        status="lost" if is_lost else "failed",
-        started_at_ms=branch.started_at_ms or 0,
-        ended_at_ms=work.at_ms,
-        duration_ms=duration_ms,
-        failure=failure,
-        late_result_digest=late,
-    )
-    work.insert(ATTEMPTS, key + u32(branch.attempt), encode(attempt))
+    status: AttemptStatus = "lost" if is_lost else "failed"
+    end(work, key, branch, running, status, failure=failure, duration_ms=duration_ms, late=late)
     failures = branch.failures + (not is_lost)
     losses = branch.losses + is_lost
+    if branch.speculative is not None:
+        other = leave_only(work, key, branch, running, status)
+        work.replace(
+            BRANCHES, key, stored, encode_row(replace(other, rev=work.index, failures=failures, losses=losses))
+        )
+        return
     final: Failure | None = None
     if is_lost and losses >= LOSSES_MAX:
         final = Failure(
@@ -370,7 +416,15 @@ def end_attempt(
         final = failure
     edit.has_changed = True
     if final is None:
-        changed = replace(branch, rev=work.index, status="pending", deadline_ms=None, failures=failures, losses=losses)
+        changed = replace(
+            branch,
+            rev=work.index,
+            status="pending",
+            attempt=highest(work, key, branch),
+            deadline_ms=None,
+            failures=failures,
+            losses=losses,
+        )
         work.replace(BRANCHES, key, stored, encode_row(changed))
         work.insert(QUEUE, edit.queue_key(branch.branch_index), encode_row(queue_entry(changed, edit.row, retry_at_ms)))
         if branch.role == "branch":
@@ -381,8 +435,8 @@ def end_attempt(
                 at_ms=work.at_ms,
                 session_id=branch.session_id,
                 branch_index=branch.branch_index,
-                attempt=branch.attempt,
-                node_id=node_id,
+                attempt=running.attempt,
+                node_id=running.node_id,
                 failure=failure,
             )
         )

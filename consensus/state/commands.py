@@ -97,6 +97,7 @@ class SubmitSession(Command, frozen=True, kw_only=True, tag="submit_session"):
     """For the first branch, if no other session has work waiting."""
     priority: int = 0
     concurrency: int | None = None
+    speculation: bool = True
 
 
 class CancelSession(Command, frozen=True, kw_only=True, tag="cancel_session"):
@@ -122,6 +123,8 @@ class AssignBranches(Command, frozen=True, kw_only=True, tag="assign_branches"):
 
     assignments: list[Assignment]
     at_ms: int
+    speculative: list[Assignment] = []
+    """Of branches that are processing: a second attempt on another node, once beside each attempt."""
 
 
 class Outcome(Row, frozen=True, kw_only=True):

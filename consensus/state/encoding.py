@@ -143,6 +143,8 @@ def body_digest(command: SubmitSession) -> bytes:
     ]
     if command.priority or command.concurrency is not None:
         body += [command.priority, command.concurrency]
+    if not command.speculation:
+        body.append(command.speculation)
     return digest(encode(body))
 
 

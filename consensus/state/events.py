@@ -3,7 +3,7 @@ among that command's events; both are the same on every replica, so a stream can
 
 from typing import TypeAlias
 
-from consensus.state.rows import Failure, MemberStatus, Row
+from consensus.state.rows import AttemptStatus, Failure, MemberStatus, Row
 from storage.ids import InstanceId, NodeId, SessionId
 
 
@@ -86,6 +86,17 @@ class BranchRequeued(Event, frozen=True, kw_only=True, tag="branch_requeued"):
     failure: Failure
 
 
+class AttemptEnded(Event, frozen=True, kw_only=True, tag="attempt_ended"):
+    """One of two attempts of a branch: the other goes on, or has brought the result (`superseded`), or the session was
+    cancelled."""
+
+    session_id: SessionId
+    branch_index: int
+    attempt: int
+    node_id: NodeId
+    status: AttemptStatus
+
+
 class BranchCancelled(Event, frozen=True, kw_only=True, tag="branch_cancelled"):
     """`node_id` and `attempt` say what to stop, if it was processing."""
 
@@ -108,6 +119,7 @@ AnyEvent: TypeAlias = (
     | BranchFailed
     | BranchRequeued
     | BranchCancelled
+    | AttemptEnded
 )
 
 

@@ -155,17 +155,17 @@ def branches_with_results(
 
 
 def list_attempts(txn: Transaction, session_id: SessionId | str, branch_index: int) -> list[Attempt]:
-    """All attempts of a branch, first to last; the one that is current or has completed is read from its branch."""
+    """All attempts of a branch, first to last; those under way, and the one that has completed, are read from its
+    branch."""
     key = _branch_key(session_id, branch_index)
     stored = None if key is None else txn.get(BRANCHES, key)
     if key is None or stored is None:
         return []
     found = [decode_attempt(value) for _, value in txn.scan(ATTEMPTS, key, prefix_end(key))]
     branch = decode_branch(stored)
-    if branch.attempt and (not found or found[-1].attempt < branch.attempt):
+    if branch.status == "processing" or branch.status == "completed":
         assert branch.node_id is not None, "an attempt is somewhere"
         assert branch.instance_id is not None, "an attempt is somewhere"
-        assert branch.status == "processing" or branch.status == "completed", "others have an attempt row"
         found.append(
             Attempt(
                 session_id=branch.session_id,
@@ -179,7 +179,18 @@ def list_attempts(txn: Transaction, session_id: SessionId | str, branch_index: i
                 duration_ms=branch.duration_ms,
             )
         )
-    return found
+    if branch.speculative is not None:
+        found.append(
+            Attempt(
+                session_id=branch.session_id,
+                branch_index=branch.branch_index,
+                attempt=branch.speculative.attempt,
+                node_id=branch.speculative.node_id,
+                instance_id=branch.speculative.instance_id,
+                started_at_ms=branch.speculative.started_at_ms,
+            )
+        )
+    return sorted(found, key=lambda attempt: attempt.attempt)
 
 
 def get_insight(txn: Transaction, session_id: SessionId | str) -> Insight | None:
@@ -257,7 +268,7 @@ def queue_length(txn: Transaction) -> int:
 
 
 def leases(txn: Transaction) -> list[Lease]:
-    """By session and index; as many as the mesh has slots at most."""
+    """By session, index and attempt; as many as the mesh has slots at most."""
     return list(_leases(txn))
 
 

@@ -144,6 +144,18 @@ class Session(Row, frozen=True, kw_only=True):
     """Sessions of a higher one are served first."""
     concurrency: int | None = None
     """So many of its branches may run at the same time."""
+    speculation: bool = True
+    """A branch that takes much longer than the others may get a second attempt beside the first."""
+
+
+class Running(Row, frozen=True, kw_only=True):
+    """An attempt under way."""
+
+    attempt: int
+    node_id: NodeId
+    instance_id: InstanceId
+    deadline_ms: int
+    started_at_ms: int
 
 
 class Branch(Row, frozen=True, kw_only=True):
@@ -187,6 +199,8 @@ class Branch(Row, frozen=True, kw_only=True):
     failure: Failure | None = None
     # since command version 2:
     placement: Placement | None = None
+    speculative: Running | None = None
+    """A second attempt under way, on another node; the first valid result of the two counts."""
 
 
 class Knowledge(Row, frozen=True, kw_only=True):

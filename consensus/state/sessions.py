@@ -12,13 +12,13 @@ from typing import TypeGuard
 
 from msgspec.structs import replace
 
+from consensus.state.attempts import announce, end, first_of
 from consensus.state.commands import Answer, Applied, BranchSpec, CancelSession, Refused, SubmitSession
 from consensus.state.encoding import body_digest, clipped_reason
 from consensus.state.events import BranchCancelled, SessionCancelled, SessionCompleted, SessionFailed, SessionSubmitted
 from consensus.state.limits import OPEN_SESSIONS_MAX
 from consensus.state.patterns import note_patterns
 from consensus.state.rows import (
-    Attempt,
     Branch,
     BranchRole,
     Failure,
@@ -30,12 +30,10 @@ from consensus.state.rows import (
     SessionStatus,
 )
 from consensus.state.tables import (
-    ATTEMPTS,
     BRANCH_IDS,
     BRANCHES,
     INSIGHTS,
     INSIGHTS_BY_NUMBER,
-    LEASES,
     QUEUE,
     SESSIONS,
     SESSIONS_BY_INDEX,
@@ -86,6 +84,7 @@ def submit(work: Workspace, command: SubmitSession) -> Answer:
         created_at_ms=command.at_ms,
         priority=command.priority,
         concurrency=command.concurrency,
+        speculation=command.speculation,
     )
     work.insert(SESSIONS, session_key, encode_row(session))
     work.insert(SESSIONS_BY_INDEX, u64(work.index), session_key)
@@ -141,11 +140,18 @@ def cancel(work: Workspace, command: CancelSession) -> Answer:
             if queued is not None:
                 work.remove(QUEUE, queue_key, queued)
         elif branch.status == "processing":
-            _cancel_attempt(work, key, branch, reason)
+            _cancel_attempts(work, key, branch, reason)
         else:
             continue
         changed += branch.role == "branch"
-        ended = replace(branch, rev=work.index, status="cancelled", deadline_ms=None, completed_at_ms=work.at_ms)
+        ended = replace(
+            branch,
+            rev=work.index,
+            status="cancelled",
+            deadline_ms=None,
+            completed_at_ms=work.at_ms,
+            speculative=None,
+        )
         work.replace(BRANCHES, key, stored, encode_row(ended))
     edit.pending = 0
     edit.processing = 0
@@ -156,31 +162,20 @@ def cancel(work: Workspace, command: CancelSession) -> Answer:
     return Applied(index=work.index, changed=1)
 
 
-def _cancel_attempt(work: Workspace, key: bytes, branch: Branch, reason: str) -> None:
-    lease = work.txn.get(LEASES, key)
-    assert lease is not None, "what is processing has a lease"
-    assert branch.node_id is not None, "what is processing is somewhere"
-    assert branch.instance_id is not None, "what is processing is somewhere"
-    work.remove(LEASES, key, lease)
-    attempt = Attempt(
-        session_id=branch.session_id,
-        branch_index=branch.branch_index,
-        attempt=branch.attempt,
-        node_id=branch.node_id,
-        instance_id=branch.instance_id,
-        status="cancelled",
-        started_at_ms=branch.started_at_ms or 0,
-        ended_at_ms=work.at_ms,
-        failure=Failure(code="cancelled", message=reason),
-    )
-    work.insert(ATTEMPTS, key + u32(branch.attempt), encode(attempt))
+def _cancel_attempts(work: Workspace, key: bytes, branch: Branch, reason: str) -> None:
+    failure = Failure(code="cancelled", message=reason)
+    if branch.speculative is not None:
+        end(work, key, branch, branch.speculative, "cancelled", failure=failure)
+        announce(work, branch, branch.speculative, "cancelled")
+    first = first_of(branch)
+    end(work, key, branch, first, "cancelled", failure=failure)
     work.events.append(
         BranchCancelled(
             at_ms=work.at_ms,
             session_id=branch.session_id,
             branch_index=branch.branch_index,
-            attempt=branch.attempt,
-            node_id=branch.node_id,
+            attempt=first.attempt,
+            node_id=first.node_id,
         )
     )
 

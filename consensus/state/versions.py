@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from consensus.state.commands import (
+    AssignBranches,
     Command,
     CompleteBranches,
     DrainMember,
@@ -37,7 +38,8 @@ SINCE: Final[Mapping[type[Command], int]] = {DrainMember: 2}
 
 FIELDS_SINCE: Final[Mapping[type[Command], Mapping[str, int]]] = {
     RegisterMember: {"parent": 2, "parent_instance": 2, "labels": 2, "ritual_limits": 2},
-    SubmitSession: {"priority": 2, "concurrency": 2},
+    SubmitSession: {"priority": 2, "concurrency": 2, "speculation": 2},
+    AssignBranches: {"speculative": 2},
     SetMemberStatus: {"registered_at_ms": 2},
 }
 """Fields that came later, and the version they need when they hold anything but their default. Rows leave them out then
@@ -61,6 +63,9 @@ SUSPECT_VERSION: Final = 2
 
 PLACEMENT_VERSION: Final = 2
 """Since it branches may have a placement, and rest before they are tried again."""
+
+SPECULATION_VERSION: Final = 2
+"""Since it a branch may have two attempts under way."""
 
 _SUFFIX = re.compile(r"\+(?:[0-9A-Za-z.-]+\.)?commands\.([0-9]{1,6})(?:\.|$)")
 

@@ -55,7 +55,8 @@ class Twin:
             case CancelSession():
                 return self.cancel(command)
             case AssignBranches():
-                return self.batch([self.assign(item) for item in command.assignments])
+                first = [self.assign(item) for item in command.assignments]
+                return self.batch([*first, *(self.assign_beside(item) for item in command.speculative)])
             case CompleteBranches():
                 before = [key for key, session in self.sessions.items() if self.is_ready(session)]
                 done = self.batch([self.complete(item) for item in command.outcomes])
@@ -146,9 +147,10 @@ class Twin:
         lost = 0
         for _, session in sorted(self.sessions.items()):
             for branch in session["branches"]:
-                if branch["status"] == "processing" and branch["node"] == node:
-                    self.end(session, branch, "gone", is_lost=True)
-                    lost += 1
+                for number, attempt in self.running(branch):
+                    if attempt["node"] == node:
+                        self.end(session, branch, number, "gone", is_lost=True)
+                        lost += 1
         self.settle()
         return lost
 
@@ -162,6 +164,7 @@ class Twin:
             command.consolidation,
             command.priority,
             command.concurrency,
+            command.speculation,
         )
         known = self.sessions.get(command.session_id)
         if known is not None:
@@ -194,6 +197,7 @@ class Twin:
                     "knowledge": None,
                     "duration": None,
                     "deadline": None,
+                    "deadlines": {},
                     "is_last": place == len(command.branches),
                     "attempts": [],
                 }
@@ -229,9 +233,10 @@ class Twin:
         if session["status"] not in OPEN:
             return ("applied", 0, 0)
         for branch in session["branches"]:
-            if branch["status"] == "processing":
-                branch["attempts"][-1].update(status="cancelled", failure="cancelled")
-                self.events.append(f"branch_cancelled {session['id']} {branch['place']}")
+            for place, (_, attempt) in enumerate(self.running(branch)):
+                kind = "attempt_ended" if place else "branch_cancelled"
+                attempt.update(status="cancelled", failure="cancelled")
+                self.events.append(f"{kind} {session['id']} {branch['place']}")
             if branch["status"] in OPEN:
                 branch.update(status="cancelled", deadline=None)
         self.finish(session, "cancelled", "cancelled")
@@ -280,31 +285,63 @@ class Twin:
         ):
             return False
         branch.update(status="processing", attempt=item.attempt, node=item.node_id, deadline=item.deadline_ms)
-        branch["attempts"].append({"node": item.node_id, "status": "processing", "failure": None, "late": False})
+        self.begin(branch, item)
         session["status"] = "processing"
         if session["started"] is None:
             session["started"] = self.at_ms
         self.events.append(f"branch_assigned {session['id']} {branch['place']}")
         return True
 
+    def begin(self, branch: dict[str, Any], item: Any) -> None:
+        attempt = {"node": item.node_id, "status": "processing", "failure": None, "late": False}
+        branch["attempts"].append(attempt)
+        branch["deadlines"][len(branch["attempts"])] = item.deadline_ms
+
+    def assign_beside(self, item: Any) -> bool:
+        """A second attempt while the first is under way, once beside each."""
+        found = self.find(item.session_id, item.branch_index)
+        member = self.members.get(item.node_id)
+        if found is None or member is None or item.deadline_ms < 0:
+            return False
+        session, branch = found
+        running = self.running(branch)
+        if (
+            len(running) != 1
+            or running[0][0] != len(branch["attempts"])
+            or running[0][1]["node"] == item.node_id
+            or item.attempt != len(branch["attempts"]) + 1
+            or (member["status"], member["drain"][0], member["instance"]) != ("alive", False, item.instance_id)
+            or branch["ritual"] not in member["offer"][2]
+        ):
+            return False
+        self.begin(branch, item)
+        self.events.append(f"branch_assigned {session['id']} {branch['place']}")
+        return True
+
+    def running(self, branch: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+        return [(n, a) for n, a in enumerate(branch["attempts"], 1) if a["status"] == "processing"]
+
     def complete(self, item: Any) -> bool:
         found = self.find(item.session_id, item.branch_index)
         if found is None or (item.knowledge is None) == (item.failure is None):
             return False
         session, branch = found
-        current = branch["status"] == "processing" and branch["attempt"] == item.attempt
-        if not current or branch["node"] != item.node_id:
+        if (item.attempt, item.node_id) not in [(number, a["node"]) for number, a in self.running(branch)]:
             if item.knowledge is not None and 1 <= item.attempt <= len(branch["attempts"]):
                 attempt = branch["attempts"][item.attempt - 1]
-                if attempt["status"] in ("failed", "lost", "cancelled") and attempt["node"] == item.node_id:
+                if attempt["status"] not in ("processing", "completed") and attempt["node"] == item.node_id:
                     attempt["late"] = True
             return False
         if item.failure is not None:
-            self.end(session, branch, item.failure.code, is_lost=item.is_lost, duration=item.duration_ms)
+            self.end(session, branch, item.attempt, item.failure.code, is_lost=item.is_lost, duration=item.duration_ms)
             branch["rests"] = item.retry_at_ms
             return True
         branch.update(status="completed", knowledge=item.knowledge, duration=item.duration_ms, deadline=None)
-        branch["attempts"][-1]["status"] = "completed"
+        branch.update(attempt=item.attempt, node=item.node_id)
+        for number, attempt in self.running(branch):
+            attempt["status"] = "completed" if number == item.attempt else "superseded"
+            if number != item.attempt:
+                self.events.append(f"attempt_ended {session['id']} {branch['place']}")
         self.events.append(f"branch_completed {session['id']} {branch['place']}")
         for pattern in item.knowledge.patterns:
             words = " ".join(pattern.lower().split())
@@ -326,16 +363,29 @@ class Twin:
 
     def requeue(self, item: Any) -> bool:
         found = self.find(item.session_id, item.branch_index)
-        if found is None or found[1]["status"] != "processing" or found[1]["attempt"] != item.attempt:
+        if found is None or item.attempt not in [number for number, _ in self.running(found[1])]:
             return False
-        self.end(found[0], found[1], item.failure.code, is_lost=item.is_lost)
+        self.end(found[0], found[1], item.attempt, item.failure.code, is_lost=item.is_lost)
         return True
 
     def end(
-        self, session: dict[str, Any], branch: dict[str, Any], code: str, *, is_lost: bool, duration: int | None = None
+        self,
+        session: dict[str, Any],
+        branch: dict[str, Any],
+        number: int,
+        code: str,
+        *,
+        is_lost: bool,
+        duration: int | None = None,
     ) -> None:
-        branch["attempts"][-1].update(status="lost" if is_lost else "failed", failure=code)
+        ended = branch["attempts"][number - 1]
+        ended.update(status="lost" if is_lost else "failed", failure=code)
         branch["losses" if is_lost else "failures"] += 1
+        if others := self.running(branch):
+            other, attempt = others[0]
+            branch.update(attempt=other, node=attempt["node"], deadline=branch["deadlines"][other])
+            self.events.append(f"attempt_ended {session['id']} {branch['place']}")
+            return
         branch["deadline"] = None
         branch["rests"] = 0
         if is_lost and branch["losses"] >= self.losses_max:
@@ -343,7 +393,7 @@ class Twin:
         elif not is_lost and branch["failures"] >= branch["attempts_max"]:
             final = code
         else:
-            branch["status"] = "pending"
+            branch.update(status="pending", attempt=len(branch["attempts"]))
             self.events.append(f"branch_requeued {session['id']} {branch['place']}")
             return
         branch.update(status="failed", failure=final, duration=duration)
@@ -366,8 +416,8 @@ class Twin:
         held = []
         for session_id, session in sorted(self.sessions.items()):
             for branch in session["branches"]:
-                if branch["status"] == "processing":
-                    held.append((session_id, branch["place"], branch["attempt"], branch["node"], branch["deadline"]))
+                for number, attempt in self.running(branch):
+                    held.append((session_id, branch["place"], number, attempt["node"], branch["deadlines"][number]))
         return held
 
 

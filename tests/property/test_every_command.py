@@ -27,6 +27,7 @@ from tests.unit.state.model import (
     register,
     requeue,
     set_status,
+    speculate,
     submit,
 )
 
@@ -46,6 +47,15 @@ def _states() -> Iterator[tuple[str, list[AnyCommand]]]:
     yield "requeued", retried
     yield "processing again", [*retried, assign(assignment(S1, 0, 2, NODES[1]))]
     yield "failed", [*retried, assign(assignment(S1, 0, 2)), complete(outcome(S1, 0, 2, failure=FAILED))]
+    beside = [*taken, speculate(assignment(S1, 0, 2, NODES[1]))]
+    yield "two attempts", beside
+    yield "the speculative one lost", [*beside, set_status(NODES[1], "dead")]
+    yield "the first one failed", [*beside, complete(outcome(S1, 0, failure=FAILED))]
+    yield "both failed", [*beside, *(complete(outcome(S1, 0, n + 1, NODES[n], failure=FAILED)) for n in (1, 0))]
+    yield "the speculative one has won", [*beside, complete(outcome(S1, 0, 2, NODES[1]))]
+    yield "the first one has won", [*beside, complete(outcome(S1, 0))]
+    yield "two attempts cancelled", [*beside, cancel(S1)]
+    yield "two attempts of the consolidation", [*consolidating, speculate(assignment(S1, 1, 2, NODES[1]))]
     yield "draining", [*taken, drain(NODES[0], is_leaving=True, hand_back_at_ms=9)]
     yield "suspect", [*taken, set_status(NODES[0], "suspect")]
     yield "lost", [*taken, set_status(NODES[0], "dead")]
@@ -79,6 +89,7 @@ def _commands() -> Iterator[AnyCommand]:
         for attempt in (1, 2, 3):
             for node in NODES[:3]:
                 yield assign(assignment(S1, place, attempt, node))
+                yield speculate(assignment(S1, place, attempt, node))
                 yield complete(outcome(S1, place, attempt, node))
                 yield complete(outcome(S1, place, attempt, node), offered=offer(node))
                 yield complete(outcome(S1, place, attempt, node, failure=FAILED))

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from msgspec.structs import replace
 
 from consensus.errors import UpgradeRequired
+from consensus.state import attempts as attempts_module
 from consensus.state import branches, members, queries, sessions
 from consensus.state.commands import AnyCommand, Applied, Canary, Offer, Refused
 from consensus.state.encoding import encode_command
@@ -39,6 +40,7 @@ from tests.unit.state.model import (
     session_id,
     set_status,
     spec,
+    speculate,
     submit,
 )
 
@@ -266,6 +268,16 @@ class Comparison(RuleBasedStateMachine):
         ]
         self.pair.apply(assign(*head, *blind, *head[:1], at_ms=at_ms))
 
+    @rule(data=st.data(), at_ms=times, blind=st.lists(blind_assignments, max_size=1))
+    def speculate(self, data: st.DataObject, at_ms: int, blind: list[Any]) -> None:
+        beside = []
+        for s, p, a, _, _ in self.pair.twin.leases():
+            node = data.draw(nodes)
+            member = self.pair.twin.members.get(node)
+            number = int(member["instance"].rpartition("-")[2]) if member else 1
+            beside.append(assignment(s, p, a + 1, node, number))  # type: ignore[arg-type]
+        self.pair.apply(speculate(*beside, *blind, *beside[:1], at_ms=at_ms))
+
     @rule(data=st.data(), at_ms=times, blind=st.lists(blind_outcomes, max_size=2), offered=offers)
     def complete(self, data: st.DataObject, at_ms: int, blind: list[Any], offered: Offer | None) -> None:
         known = []
@@ -320,12 +332,19 @@ def test_the_machine_agrees_with_its_twin() -> None:
     run_state_machine_as_test(Comparison, settings=LIMITS)
 
 
+def _end_unless_superseded(work: Any, key: Any, branch: Any, running: Any, status: str, **details: Any) -> None:
+    if status != "superseded":
+        attempts_module.end(work, key, branch, running, status, **details)  # type: ignore[arg-type]
+
+
 FAULTS: dict[str, Any] = {
     "urgent sessions wait their turn": lambda: patch.object(
         sessions, "queue_prefix", lambda priority, index: u64(index)
     ),
     "an attempt more than allowed": lambda: patch.object(branches, "LOSSES_MAX", LOSSES_MAX + 1),
     "the consolidation is never queued": lambda: patch.object(branches, "settle", lambda work: None),
+    "nothing is speculative": lambda: patch.object(branches, "_assign_beside", lambda work, item: False),
+    "the slower one keeps its lease": lambda: patch.object(branches, "end", _end_unless_superseded),
     "nothing is assigned": lambda: patch.object(branches, "_assign_one", lambda work, item, member: False),
     "late results leave no trace": lambda: patch.object(branches, "_keep_evidence", lambda *everything: None),
     "the dead keep their leases": lambda: patch.object(members, "release_leases", lambda *a, **k: 0),
@@ -403,6 +422,7 @@ def _every_command() -> list[AnyCommand]:
         submit(session_id(9)),
         cancel(S1),
         assign(assignment(S1, 1), assignment(S2, 0)),
+        speculate(assignment(S1, 0, 2, NODES[1])),
         complete(outcome(S1, 0), outcome(S2, 9), outcome(S1, 0, failure=FAILED)),
         requeue(S1, 0, is_lost=True),
         Canary(node_id=A, payload=b"x", at_ms=5),

@@ -132,6 +132,10 @@ def assign(*assignments: Assignment, at_ms: int = 20) -> AssignBranches:
     return AssignBranches(assignments=list(assignments), at_ms=at_ms)
 
 
+def speculate(*assignments: Assignment, at_ms: int = 30) -> AssignBranches:
+    return AssignBranches(assignments=[], at_ms=at_ms, speculative=list(assignments))
+
+
 def knowledge(**changes: Any) -> Knowledge:
     fields: dict[str, Any] = {
         "patterns": ["Tides", "moon  phase"],
@@ -254,7 +258,7 @@ class Replica:
 def check_invariants(txn: Transaction) -> None:
     """What must hold after every command, whatever it was."""
     queued = {(entry.session_id, entry.branch_index): entry for entry in queries.queue_head(txn, 1_000_000)}
-    leased = {(lease.session_id, lease.branch_index): lease for lease in queries.leases(txn)}
+    leased = {(lease.session_id, lease.branch_index, lease.attempt): lease for lease in queries.leases(txn)}
     expected_queue, expected_leases, open_sessions = set(), set(), 0
     for session in queries.list_sessions(txn, limit=1_000_000):
         is_open = session.status in ("pending", "processing")
@@ -272,20 +276,29 @@ def check_invariants(txn: Transaction) -> None:
             if not is_open:
                 assert branch.status not in ("pending", "processing")
             elif branch.status == "processing":
-                expected_leases.add(place)
-                lease = leased[place]
-                assert (lease.attempt, lease.node_id, lease.deadline_ms) == (
-                    branch.attempt,
-                    branch.node_id,
-                    branch.deadline_ms,
-                )
+                expected_leases.add((*place, branch.attempt))
+                lease = leased[*place, branch.attempt]
+                assert (lease.node_id, lease.deadline_ms) == (branch.node_id, branch.deadline_ms)
+                if branch.speculative is not None:
+                    beside = branch.speculative
+                    assert beside.node_id != branch.node_id
+                    assert beside.attempt > branch.attempt
+                    expected_leases.add((*place, beside.attempt))
+                    lease = leased[*place, beside.attempt]
+                    assert (lease.node_id, lease.deadline_ms) == (beside.node_id, beside.deadline_ms)
             elif branch.status == "pending" and (branch.role == "branch" or is_ready):
                 expected_queue.add(place)
                 assert queued[place].attempt == branch.attempt + 1
+            if branch.status != "processing":
+                assert branch.speculative is None
             result = queries.get_result(txn, session.id, branch.branch_index)
             assert (result is not None) == (branch.status == "completed" and branch.role == "branch")
             attempts = queries.list_attempts(txn, session.id, branch.branch_index)
-            assert [attempt.attempt for attempt in attempts] == list(range(1, branch.attempt + 1))
+            assert [attempt.attempt for attempt in attempts] == list(range(1, len(attempts) + 1))
+            assert branch.attempt <= len(attempts) <= branch.attempt + 1
+            under_way = [attempt.attempt for attempt in attempts if attempt.status == "processing"]
+            assert len(under_way) == (0 if branch.status != "processing" else 1 + (branch.speculative is not None))
+            assert [attempt.status for attempt in attempts].count("completed") == (branch.status == "completed")
         assert (queries.get_insight(txn, session.id) is not None) == (session.status == "completed")
     assert set(queued) == expected_queue
     assert set(leased) == expected_leases
