@@ -10,16 +10,24 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from consensus.state.events import BranchAssigned, BranchCancelled, BranchCompleted, BranchFailed, Numbered
-from node.executor.work import LiveUpdate
+from consensus.state.events import (
+    AttemptEnded,
+    BranchAssigned,
+    BranchCancelled,
+    BranchCompleted,
+    BranchFailed,
+    BranchRequeued,
+    Numbered,
+)
+from node.executor.work import AttemptKey, LiveUpdate
 from storage import codec
 from storage.errors import CodecError
 from storage.ids import NodeId, SessionId
 
 TOPIC = "live"
 
-BRANCHES_MAX = 4_096
-"""Branches remembered, the longest silent forgotten first: at 40 lines of 500 bytes at most 80 MiB, usually 1 MiB."""
+STATES_MAX = 4_096
+"""Attempts remembered, the longest silent forgotten first: at 40 lines of 500 bytes at most 80 MiB, usually 1 MiB."""
 
 LINES_MAX = 40
 """Log lines kept of a branch."""
@@ -27,7 +35,7 @@ LINES_MAX = 40
 LINE_CHARS_MAX = 500
 """Checked again on arrival: a peer may run another version."""
 
-ATTEMPTS_MAX = 4 * BRANCHES_MAX
+ASSIGNED_MAX = 4 * STATES_MAX
 """Assignments remembered, to believe only those about whom something is told that they may know: 4 MiB."""
 
 NOTICE_BYTES_MAX = 256 * 1024
@@ -56,12 +64,12 @@ class LiveBoard:
         """Of a Leaf: who passes its news on."""
         self._node_id = node_id
         self._sharing = Sharing(broadcast)
-        self._states: OrderedDict[tuple[SessionId, int], LiveState] = OrderedDict()
-        self._assigned: OrderedDict[tuple[SessionId, int], tuple[int, NodeId]] = OrderedDict()
+        self._states: OrderedDict[AttemptKey, LiveState] = OrderedDict()
+        self._assigned: OrderedDict[AttemptKey, NodeId] = OrderedDict()
         self.refused = 0
 
-    def get(self, session_id: SessionId, branch_index: int) -> LiveState | None:
-        return self._states.get((session_id, branch_index))
+    def get(self, session_id: SessionId, branch_index: int, attempt: int) -> LiveState | None:
+        return self._states.get(AttemptKey(session_id, branch_index, attempt))
 
     def publish(self, update: LiveUpdate) -> None:
         """A branch that executes here has said something."""
@@ -84,24 +92,25 @@ class LiveBoard:
                 self._sharing.add(update)
 
     def on_events(self, events: Iterable[Numbered]) -> None:
-        """A new attempt starts with a clean slate; a finished branch is complete."""
+        """What has ended without a line in its log leaves nothing to show."""
         for numbered in events:
             match numbered.event:
                 case BranchAssigned() as event:
-                    self._states.pop((event.session_id, event.branch_index), None)
                     self.note_assigned(event.session_id, event.branch_index, event.attempt, event.node_id)
+                case BranchRequeued() | AttemptEnded() as event:
+                    self._assigned.pop(AttemptKey(event.session_id, event.branch_index, event.attempt), None)
                 case BranchCompleted() | BranchFailed() | BranchCancelled() as event:
-                    state = self._states.get((event.session_id, event.branch_index))
+                    key = AttemptKey(event.session_id, event.branch_index, event.attempt)
+                    state = self._states.get(key)
                     if state is not None and not state.lines:
-                        del self._states[event.session_id, event.branch_index]
+                        del self._states[key]
                 case _:
                     pass
 
     def note_assigned(self, session_id: SessionId, branch_index: int, attempt: int, node_id: NodeId) -> None:
         """Also for what was assigned before this daemon started."""
-        self._assigned[session_id, branch_index] = (attempt, node_id)
-        self._assigned.move_to_end((session_id, branch_index))
-        while len(self._assigned) > ATTEMPTS_MAX:
+        self._assigned[AttemptKey(session_id, branch_index, attempt)] = node_id
+        while len(self._assigned) > ASSIGNED_MAX:
             self._assigned.popitem(last=False)
 
     async def run(self) -> None:
@@ -110,12 +119,12 @@ class LiveBoard:
 
     def _merge(self, node_id: NodeId, update: LiveUpdate) -> bool:
         """Whether it is believed."""
-        key = (update.session_id, update.branch_index)
-        if self._assigned.get(key) != (update.attempt, node_id):
+        key = AttemptKey(update.session_id, update.branch_index, update.attempt)
+        if self._assigned.get(key) != node_id:
             self.refused += 1
             return False
         state = self._states.get(key)
-        if state is None or state.attempt != update.attempt:
+        if state is None:
             state = self._states[key] = LiveState(node_id=node_id, attempt=update.attempt, lines=[])
         if update.progress is not None:
             state.progress = min(1.0, max(0.0, update.progress))
@@ -123,7 +132,7 @@ class LiveBoard:
             state.message = update.message[:LINE_CHARS_MAX]
         state.lines = _tail(state.lines, update.lines)
         self._states.move_to_end(key)
-        while len(self._states) > BRANCHES_MAX:
+        while len(self._states) > STATES_MAX:
             self._states.popitem(last=False)
         return True
 

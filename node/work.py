@@ -19,8 +19,9 @@ import structlog
 
 from consensus.errors import ConsensusError
 from consensus.state import queries, versions
+from consensus.state.attempts import under_way
 from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Offer, Outcome, Refused
-from consensus.state.events import BranchAssigned, BranchCancelled, BranchRequeued, Numbered
+from consensus.state.events import AttemptEnded, BranchAssigned, BranchCancelled, BranchRequeued, Numbered
 from consensus.state.rows import Branch, Failure, Lease, RitualKind, Session
 from node.executor.work import AttemptKey, BranchInput, Work
 from node.scheduler.policy import LEASE_GRACE_MS
@@ -133,7 +134,7 @@ class Assignments:
             match numbered.event:
                 case BranchAssigned() as event if event.instance_id in self._executors:
                     assigned.append(event)
-                case BranchRequeued() | BranchCancelled() as event if event.node_id in self._instances:
+                case BranchRequeued() | BranchCancelled() | AttemptEnded() as event if event.node_id in self._instances:
                     self._preparing.discard((event.session_id, event.branch_index, event.attempt))
                     executor = self._executors[self._instances[event.node_id]]
                     executor.cancel(event.session_id, event.branch_index, event.attempt)
@@ -156,21 +157,19 @@ class Assignments:
                 if event.session_id not in sessions:
                     sessions[event.session_id] = queries.get_session(txn, event.session_id)
                 session = sessions[event.session_id]
-                if session is None or branch is None or branch.attempt != event.attempt:
-                    continue
-                if branch.status != "processing":
+                if session is None or branch is None or under_way(branch, event.attempt) is None:
                     continue
                 executor = self._executors[event.instance_id]
                 if branch.role == "branch":
-                    executor.submit(_work(session, branch, None))
+                    executor.submit(_work(session, branch, event.attempt, None))
                 elif session.total_branches <= INLINE_BRANCHES_MAX:
-                    executor.submit(_work(session, branch, branch_inputs(txn, session.id)))
+                    executor.submit(_work(session, branch, event.attempt, branch_inputs(txn, session.id)))
                 else:
-                    self._own("consolidation inputs", self._prepare(session, branch, executor))
+                    self._own("consolidation inputs", self._prepare(session, branch, event.attempt, executor))
 
-    async def _prepare(self, session: Session, branch: Branch, executor: Executing) -> None:
+    async def _prepare(self, session: Session, branch: Branch, attempt: int, executor: Executing) -> None:
         """Reads the inputs of a large consolidation on another thread: they may take seconds."""
-        key = (branch.session_id, branch.branch_index, branch.attempt)
+        key = (branch.session_id, branch.branch_index, attempt)
         self._preparing.add(key)
         try:
             async with self._readers:
@@ -181,18 +180,18 @@ class Assignments:
             return  # the lease runs out, and another node takes over
         if key in self._preparing:
             self._preparing.discard(key)
-            executor.submit(_work(session, branch, inputs))
+            executor.submit(_work(session, branch, attempt, inputs))
 
     def _read_inputs(self, session_id: SessionId) -> list[BranchInput]:
         with self._consensus.read() as txn:
             return branch_inputs(txn, session_id)
 
 
-def _work(session: Session, branch: Branch, inputs: list[BranchInput] | None) -> Work:
+def _work(session: Session, branch: Branch, attempt: int, inputs: list[BranchInput] | None) -> Work:
     return Work(
         session_id=branch.session_id,
         branch_index=branch.branch_index,
-        attempt=branch.attempt,
+        attempt=attempt,
         ritual=branch.ritual,
         task=branch.task,
         parameters=branch.parameters,

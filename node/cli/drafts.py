@@ -47,6 +47,8 @@ def build(arguments: Namespace) -> dict[str, Any]:
     for name in ("priority", "concurrency", "node", "tier", "spread", "ritual_version"):
         if getattr(arguments, name) is not None:
             body[name] = getattr(arguments, name)
+    if arguments.no_speculation:
+        body["speculation"] = False
     for name in ("require", "prefer"):
         if getattr(arguments, name):
             body[name] = {**(body.get(name) or {}), **_labels(name, getattr(arguments, name))}

@@ -279,6 +279,7 @@ def _add_session(
     where.add_argument("--ritual-version", metavar="V", help="1.2, or comparisons as '>=1.2, <2'")
     where.add_argument("--priority", type=int, metavar="N", help="-10 to 10; higher first (default: 0)")
     where.add_argument("--concurrency", type=int, metavar="N", help="branches at the same time, at most")
+    where.add_argument("--no-speculation", action="store_true", help="never two attempts of a branch at a time")
     submit.add_argument("--branch-timeout", type=_seconds, metavar="S", help="seconds one attempt may take")
     follow = submit.add_mutually_exclusive_group()
     follow.add_argument("--wait", action="store_true", help="wait for the end and print the insight")

@@ -154,6 +154,11 @@ def _submission() -> dict[str, Any]:
                 "attempts_max": {**attempts, "description": "of branches that name none"},
                 "priority": {"type": "integer", "minimum": -PRIORITY_MAX, "maximum": PRIORITY_MAX, "default": 0},
                 "concurrency": {"type": "integer", "minimum": 1, "description": "branches at the same time, at most"},
+                "speculation": {
+                    "type": "boolean",
+                    "default": True,
+                    "description": "a branch that is much slower than the others may get a second attempt meanwhile",
+                },
                 **_placement(),
             }
         ),

@@ -15,15 +15,15 @@ import structlog
 from consensus.errors import ConsensusError
 from consensus.state import queries, versions
 from consensus.state.commands import Answer, AnyCommand, AssignBranches, Refused
-from consensus.state.rows import QueueEntry
-from consensus.state.versions import SUSPECT_VERSION
+from consensus.state.rows import Branch, QueueEntry, Session
+from consensus.state.versions import SPECULATION_VERSION, SUSPECT_VERSION
 from consensus.steps import ReplicaStatus
 from node.scheduler.fairness import Turns
 from node.scheduler.judgement import Outlook
 from node.scheduler.placement import View
 from node.scheduler.policy import decide
 from storage.errors import StorageError
-from storage.ids import NodeId
+from storage.ids import NodeId, SessionId
 from storage.transactions import Transaction
 
 REVIEW_S = 0.5
@@ -65,6 +65,19 @@ class StoredQueue:
         return queries.queued_of(self._txn, session, start, limit)
 
 
+class StoredLedger:
+    """Sessions and branches as of a snapshot; see `speculation.Ledger`."""
+
+    def __init__(self, txn: Transaction) -> None:
+        self._txn = txn
+
+    def session(self, session_id: SessionId) -> Session | None:
+        return queries.get_session(self._txn, session_id)
+
+    def branch(self, session_id: SessionId, branch_index: int) -> Branch | None:
+        return queries.get_branch(self._txn, session_id, branch_index)
+
+
 class Dispatcher:
     """`wake()` whenever something may have changed; `set_leading()` when leadership comes or goes."""
 
@@ -85,6 +98,8 @@ class Dispatcher:
         self._turns = Turns()
         self._looked = 0
         """Queue entries that fitted nowhere, since something was assigned."""
+        self._slow_at = float("-inf")
+        """When it last looked for what is slow (monotonic)."""
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -122,6 +137,7 @@ class Dispatcher:
         outlook = self._outlook()
         with self._consensus.read() as txn:
             members = queries.members(txn)
+            known = versions.common(members)
             view = View(
                 node_id=self._node_id,
                 leader_for_ms=int(leading_s * 1000),
@@ -129,11 +145,12 @@ class Dispatcher:
                 links=outlook.links,
                 testimonies=outlook.testimonies,
                 is_doubting=outlook.is_doubting,
-                knows_suspects=versions.common(members) >= SUSPECT_VERSION,
+                knows_suspects=known >= SUSPECT_VERSION,
                 leases=queries.leases(txn),
                 stuck=self._stuck(time.monotonic()),
             )
-            commands, served = decide(view, StoredQueue(txn), self._turns, now_ms)
+            ledger = StoredLedger(txn) if known >= SPECULATION_VERSION and self._looks_for_slow() else None
+            commands, served = decide(view, StoredQueue(txn), self._turns, now_ms, ledger)
             queue_length = queries.queue_length(txn)
         self._looked += served.looked
         if any(isinstance(command, AssignBranches) for command in commands) or not served.has_more:
@@ -143,6 +160,14 @@ class Dispatcher:
         else:
             self._looked = 0  # all of it was seen; again at the next review, or when something happens
         return commands
+
+    def _looks_for_slow(self) -> bool:
+        """With a review, not with every decision: it reads sessions and branches."""
+        now = time.monotonic()
+        if now - self._slow_at < REVIEW_S:
+            return False
+        self._slow_at = now
+        return True
 
     def stuck(self) -> set[NodeId]:
         """Members whose replica does not keep up; known on the leader only."""

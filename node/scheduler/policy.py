@@ -8,6 +8,7 @@ Rules:
 - a lease past its deadline is requeued as lost: no branch waits for ever, whatever a node does. It is not booked as the
   ritual's failure, because a node that works enforces the timeout itself and says so first.
 - an entry that fits nowhere now does not hold up those behind it; a node never gets more than its free slots.
+- slots that stay free may go to second attempts of what is slow: `speculation`.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from node.scheduler.draining import departures, hand_back
 from node.scheduler.fairness import Queue, Served, Turns, serve
 from node.scheduler.judgement import judge_members
 from node.scheduler.placement import Floor, View
+from node.scheduler.speculation import Ledger, speculate
 
 LEASE_GRACE_MS = 5_000
 """Added to the timeout that the executing node enforces itself: its own, better explained verdict comes first."""
@@ -35,17 +37,24 @@ LOOK_MIN = 64
 """Queue entries of one priority looked at beyond the number of free places: some fit nowhere."""
 
 
-def decide(view: View, queue: Queue, turns: Turns, now_ms: int) -> tuple[list[AnyCommand], Served]:
-    """The commands to propose now, in order; none when there is nothing to do."""
+def decide(
+    view: View, queue: Queue, turns: Turns, now_ms: int, ledger: Ledger | None = None
+) -> tuple[list[AnyCommand], Served]:
+    """The commands to propose now, in order; none when there is nothing to do. With a `ledger` also what is slow."""
     verdicts = judge_members(view.members, view.evidence, now_ms)
     commands: list[AnyCommand] = [*verdicts, *departures(view.members, view.leases, view.node_id, now_ms)]
     requeues = overdue_leases(view.leases, now_ms) or hand_back(view.members, view.leases, now_ms)[:BATCH_MAX]
     if requeues:
         commands.append(RequeueBranches(requeues=requeues, at_ms=now_ms))
     gone = {verdict.node_id for verdict in verdicts if verdict.status != "alive"}
-    assignments, served = place(Floor(view, now_ms, gone), queue, turns, now_ms)
-    if assignments:
-        commands.append(AssignBranches(assignments=assignments, at_ms=now_ms))
+    floor = Floor(view, now_ms, gone)
+    assignments, served = place(floor, queue, turns, now_ms)
+    speculative: list[Assignment] = []
+    if ledger is not None and floor.free > 0 and not served.has_more:
+        held = [lease for lease in view.leases if lease.deadline_ms > now_ms and lease.node_id not in gone]
+        speculative = speculate(held, floor, ledger, now_ms, LEASE_GRACE_MS)
+    if assignments or speculative:
+        commands.append(AssignBranches(assignments=assignments, at_ms=now_ms, speculative=speculative))
     return commands, served
 
 

@@ -136,12 +136,17 @@ def _document(service: NodeService, sight: Sight, txn: Transaction, session: Ses
     elif branch.status == "processing":
         deadline = {"at": iso(branch.deadline_ms), "what": "its lease ends, and it goes on elsewhere"}
     where = names.get(branch.node_id, branch.node_id) if branch.node_id is not None else None
+    beside = ""
+    if branch.speculative is not None:
+        second = branch.speculative
+        other = names.get(second.node_id, second.node_id)
+        beside = f", which is slow, and beside it on {other} in attempt {second.attempt}"
     return {
         "branch": {
             "id": branch.id, "session_id": branch.session_id, "branch_index": branch.branch_index, "role": branch.role,
             "ritual": branch.ritual, "status": branch.status, "attempt": branch.attempt, "priority": session.priority,
         },
-        "sentence": _sentence(session, branch, entry, held, candidates, unknown, where),
+        "sentence": _sentence(session, branch, entry, held, candidates, unknown, where, beside),
         "waits": _told(held),
         "candidates": [_candidate(row, obstacle) for row, obstacle in candidates],
         "unblock": _fixes(held, candidates),
@@ -151,7 +156,7 @@ def _document(service: NodeService, sight: Sight, txn: Transaction, session: Ses
 
 def _sentence(
     session: Session, branch: Branch, entry: QueueEntry | None, held: Obstacle | None,
-    candidates: list[tuple[Member, Obstacle | None]], unknown: list[str], where: str | None,
+    candidates: list[tuple[Member, Obstacle | None]], unknown: list[str], where: str | None, beside: str,
 ) -> str:  # fmt: skip
     what = "The consolidation" if branch.role == "consolidation" else f"Branch {branch.branch_index}"
     match branch.status:
@@ -163,7 +168,7 @@ def _sentence(
         case "cancelled":
             return f"{what} was cancelled with its session."
         case "processing":
-            return f"{what} executes on {where} in attempt {branch.attempt}."
+            return f"{what} executes on {where} in attempt {branch.attempt}{beside}."
         case "pending":
             pass
     if entry is None:

@@ -173,7 +173,7 @@ class LiveView(Protocol):
 
 
 class LivePort(Protocol):
-    def get(self, session_id: SessionId, branch_index: int) -> LiveView | None: ...
+    def get(self, session_id: SessionId, branch_index: int, attempt: int) -> LiveView | None: ...
 
 
 class StorePort(Protocol):

@@ -483,8 +483,7 @@ class NodeService:
         return BranchDetail(branch, knowledge, attempts, self._live_of(branch))
 
     def _live_of(self, branch: Branch) -> LiveView | None:
-        live = self._live.get(branch.session_id, branch.branch_index)
-        return live if live is not None and live.attempt == branch.attempt else None
+        return self._live.get(branch.session_id, branch.branch_index, branch.attempt)
 
     def _find_ritual(self, name: str) -> RitualPort | None:
         return self.registry.get(name)

@@ -43,7 +43,7 @@ CONSOLIDATION_DEFAULT: Final = "consolidate"
 
 _SESSION_KEYS: Final = (
     "id", "thought", "main_session_id", "branches", "consolidation", "ritual", "timeout_s", "attempts_max", "priority",
-    "concurrency", *PLACEMENT_KEYS,
+    "concurrency", "speculation", *PLACEMENT_KEYS,
 )  # fmt: skip
 _BRANCH_KEYS: Final = ("ritual", "task", "parameters", "seed", "timeout_s", "attempts_max", *PLACEMENT_KEYS)
 _ID_SPACE: Final = uuid.UUID("6ad3f5c4-90c0-5c6e-9f1e-0a6f8a9d6c11")
@@ -160,6 +160,7 @@ def parse_submission(
         at_ms=now_ms,
         priority=_whole(document, "priority", -PRIORITY_MAX, PRIORITY_MAX) or 0,
         concurrency=_whole(document, "concurrency", 1, CONCURRENCY_MAX),
+        speculation=_flag(document, "speculation", default=True),
     )
     return Submission(command, had_id)
 
@@ -311,6 +312,13 @@ def _whole(document: Mapping[str, object], name: str, least: int, most: int) -> 
     if value is not None and (type(value) is not int or not least <= value <= most):
         raise _invalid(name, f"must be a whole number from {least} to {most:,}")
     return value if type(value) is int else None
+
+
+def _flag(document: Mapping[str, object], name: str, *, default: bool) -> bool:
+    value = document.get(name, default)
+    if not isinstance(value, bool):
+        raise _invalid(name, f"must be true or false, found {_kind(value)}")
+    return value
 
 
 def _kind(value: object) -> str:

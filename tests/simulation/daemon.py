@@ -22,6 +22,7 @@ from consensus.limits import DISK_FULL_RETRY_S
 from consensus.replica import Replica
 from consensus.state.commands import Outcome, RegisterMember
 from consensus.state.rows import RitualOffer
+from consensus.state.versions import labelled
 from consensus.steps import LinkDown, LinkUp, Output, Propose, ReadIndex, Resolved, TransferLeadership
 from mesh.bootstrap import Bootstrap
 from mesh.founder import Founder
@@ -184,7 +185,7 @@ class Daemon(Life):
             slots=self.world.slots,
             async_slots=self.world.slots * 2,
             rituals={name: RitualOffer(version="1", kind=offer.kind) for name, offer in RITUALS.items()},
-            software="simulated",
+            software=labelled("simulated"),
             at_ms=now_ms(),
         )
 

@@ -11,6 +11,7 @@ from consensus.journal import TABLES as JOURNAL_TABLES
 from consensus.state import queries, tables
 from consensus.state.apply import digest
 from consensus.steps import Output
+from node.scheduler import speculation
 from node.testing.virtual.loop import LoopClock
 from node.testing.virtual.time import virtual_time
 from node.wiring import FOUNDING_TABLE
@@ -39,6 +40,8 @@ class MeshWorld(World):
         self.grace_s = self.dice.choice([1.0, 5.0, 300.0])
         self.has_discovery = self.dice.random() < 0.5
         self.slots = self.dice.choice([1, 2, 8])
+        self.done_share, self.slow_ms = self.dice.choice([(0.75, 1_000), (0.0, 200)])
+        """When a second attempt is due; as the product has it, few are."""
         self.think_s = self.dice.choice([0.1, 0.5, 2.0])
         self.lives = 0
         self.snapshots_installed = 0
@@ -52,6 +55,7 @@ class MeshWorld(World):
             contextlib.closing(self.clock),
             virtual_time(self.clock, self._wrong_by, self.dice.randbytes),
             mock.patch.object(node.share, "Group", SimulatedGroup),
+            mock.patch.multiple(speculation, DONE_SHARE=self.done_share, SLOW_MS=self.slow_ms),
         ):
             self.clock.at(0.0, self.clients.start)
             super().run()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from consensus.machine import DomainMachine
 from consensus.state import queries
 from consensus.state.events import (
+    AttemptEnded,
     BranchAssigned,
     BranchCancelled,
     BranchCompleted,
@@ -61,19 +62,23 @@ class ObservedDomain(DomainMachine):
         return answer, events
 
 
+_OF_BRANCHES = BranchAssigned | BranchCompleted | BranchRequeued | BranchFailed | BranchCancelled | AttemptEnded
+
+
 class _Course:
     """Of a branch, as its events tell it."""
 
     def __init__(self) -> None:
-        self.attempt = 0
-        self.holder: tuple[NodeId, str] | None = None
-        self.deadline_ms = 0
+        self.attempts = 0
+        self.holders: dict[int, tuple[NodeId, str]] = {}
+        """Who executes which attempt: two at most, on different nodes."""
+        self.deadlines_ms: dict[int, int] = {}
         self.end: str | None = None
 
 
 class MeshChecks(Checks):
-    """Also: one founding; attempts follow each other, one at a time; a branch ends once, by its current attempt, with
-    what that attempt produced; a lease is not taken back before it ends."""
+    """Also: one founding; attempts follow each other, two at a time at most and never on one node; a branch ends once,
+    by an attempt under way, with what that attempt produced; a lease is not taken back before it ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,6 +86,8 @@ class MeshChecks(Checks):
         self.mesh_ids: dict[NodeId, str] = {}
         self.attempts_started: dict[AttemptKey, str] = {}
         self.branches_ended = 0
+        self.speculative = 0
+        """Second attempts that were begun beside a first."""
         self._courses: dict[tuple[str, int], _Course] = {}
 
     def founded(self, i: NodeId, record: FoundingRecord) -> None:
@@ -103,29 +110,39 @@ class MeshChecks(Checks):
                     self._follow(numbered.event, branch, result)
 
     def _follow(self, event: Any, branch: "Branch | None", result: object) -> None:
-        if not isinstance(event, BranchAssigned | BranchCompleted | BranchRequeued | BranchFailed | BranchCancelled):
+        if not isinstance(event, _OF_BRANCHES):
             return
         course = self._courses.setdefault((event.session_id, event.branch_index), _Course())
         if course.end is not None:
             raise Violation(f"it ended by {course.end}, and then came {event}")
         if isinstance(event, BranchAssigned):
             assert branch is not None
-            if course.holder is not None or event.attempt != course.attempt + 1:
-                raise Violation(f"attempt {course.attempt} is held by {course.holder}, and then came {event}")
-            course.attempt, course.holder = event.attempt, (event.node_id, event.instance_id)
-            course.deadline_ms = branch.deadline_ms or 0
-            if course.deadline_ms < event.at_ms + branch.timeout_ms:
+            beside = branch.speculative
+            is_beside = beside is not None and beside.attempt == event.attempt
+            nodes = [node_id for node_id, _ in course.holders.values()]
+            if event.attempt != course.attempts + 1 or len(nodes) != is_beside or event.node_id in nodes:
+                raise Violation(f"attempts are held by {course.holders}, and then came {event}")
+            self.speculative += is_beside
+            course.attempts = event.attempt
+            course.holders[event.attempt] = (event.node_id, event.instance_id)
+            deadline_ms = beside.deadline_ms if is_beside and beside is not None else branch.deadline_ms or 0
+            course.deadlines_ms[event.attempt] = deadline_ms
+            if deadline_ms < event.at_ms + branch.timeout_ms:
                 raise Violation(f"the lease ends before the attempt may: {event}")
             return
-        if course.holder is None or event.attempt != course.attempt:
-            raise Violation(f"attempt {course.attempt} is held by {course.holder}, and then came {event}")
-        node_id, instance_id = course.holder
+        if event.attempt not in course.holders:
+            raise Violation(f"attempts are held by {course.holders}, and then came {event}")
+        node_id, instance_id = course.holders.pop(event.attempt)
         if not isinstance(event, BranchFailed) and event.node_id != node_id:
             raise Violation(f"{node_id} holds the lease, and then came {event}")
-        course.holder = None
+        if isinstance(event, AttemptEnded):
+            return
+        if course.holders:
+            raise Violation(f"attempts are held by {course.holders}, and then came {event}")
         if isinstance(event, BranchRequeued):
-            if event.failure.code == "lease_expired" and event.at_ms < course.deadline_ms:
-                raise Violation(f"the lease would last until {course.deadline_ms}, and then came {event}")
+            deadline_ms = course.deadlines_ms[event.attempt]
+            if event.failure.code == "lease_expired" and event.at_ms < deadline_ms:
+                raise Violation(f"the lease would last until {deadline_ms}, and then came {event}")
             return
         course.end = type(event).__name__
         self.branches_ended += 1

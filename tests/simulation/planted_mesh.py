@@ -83,6 +83,16 @@ def two_attempts(patch: Patch) -> None:
     patch.setattr(branches, "_assign_one", assign)
 
 
+def forget_the_other(patch: Patch) -> None:
+    """The branch is tried again, whoever else is at it."""
+    real = branches.end_attempt
+
+    def end_attempt(work: Any, edit: Any, key: bytes, stored: bytes, branch: Any, *rest: Any, **more: Any) -> None:
+        real(work, edit, key, stored, replace(branch, speculative=None), *rest, **more)
+
+    patch.setattr(branches, "end_attempt", end_attempt)
+
+
 def work_of_others(patch: Patch) -> None:
     def on_events(self: Assignments, events: Iterable[Numbered]) -> None:
         own = next(iter(self._executors))
@@ -165,11 +175,19 @@ PLANTED = [
         world=MeshWorld,
     ),
     Planted(
-        rule="attempts: one at a time",
+        rule="attempts: one begins",
         removed="what is being processed is not assigned",
         caught_by="and then came",
         plant=two_attempts,
         seed=0,
+        world=MeshWorld,
+    ),
+    Planted(
+        rule="attempts: the other goes on",
+        removed="a branch is tried again only when none of its attempts is under way",
+        caught_by="and then came",
+        plant=forget_the_other,
+        seed=7,
         world=MeshWorld,
     ),
     Planted(

@@ -182,8 +182,9 @@ class TwinLive:
     def __init__(self) -> None:
         self.states: dict[tuple[SessionId, int], Live] = {}
 
-    def get(self, session_id: SessionId, branch_index: int) -> Live | None:
-        return self.states.get((session_id, branch_index))
+    def get(self, session_id: SessionId, branch_index: int, attempt: int) -> Live | None:
+        found = self.states.get((session_id, branch_index))
+        return found if found is not None and found.attempt == attempt else None
 
 
 class TwinBackup:

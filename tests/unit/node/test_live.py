@@ -5,7 +5,8 @@ import contextlib
 
 import pytest
 
-from consensus.state.events import BranchAssigned, BranchCompleted, Numbered
+from consensus.state.events import AttemptEnded, BranchAssigned, BranchCompleted, BranchRequeued, Numbered
+from consensus.state.rows import Failure
 from node import live as live_module
 from node.executor.work import LiveUpdate
 from node.live import LINES_MAX, NOTICE_BYTES_MAX, LiveBoard
@@ -41,7 +42,7 @@ def test_what_happens_here_is_seen_here() -> None:
     board_ = board()
     board_.publish(update(lines=["one"]))
     board_.publish(update(progress=None, lines=["two"]))
-    state = board_.get(SESSION, 0)
+    state = board_.get(SESSION, 0, 1)
     assert state is not None
     assert (state.node_id, state.progress, state.message, state.lines) == (HERE, 0.5, "working", ["one", "two"])
 
@@ -57,10 +58,10 @@ def test_only_the_executing_node_is_believed_and_only_about_its_attempt() -> Non
         (THERE, update(0, 1)),
     ]:
         board_.receive(peer, codec.encode([told]))
-    assert board_.get(SESSION, 7) is board_.get(SESSION, 8) is None
+    assert board_.get(SESSION, 7, 2) is board_.get(SESSION, 8, 1) is None
     assert board_.refused == 5
     board_.receive(THERE, codec.encode([update(7, 2, progress=7.0)]))
-    state = board_.get(SESSION, 7)
+    state = board_.get(SESSION, 7, 2)
     assert state is not None
     assert (state.node_id, state.progress) == (THERE, 1.0)
 
@@ -75,34 +76,56 @@ def test_garbage_is_counted_and_forgotten(garbage: bytes) -> None:
 def test_lines_are_bounded() -> None:
     board_ = board()
     board_.publish(update(lines=[f"line {i}" for i in range(500)] + ["x" * 10_000]))
-    state = board_.get(SESSION, 0)
+    state = board_.get(SESSION, 0, 1)
     assert state is not None
     assert len(state.lines) == LINES_MAX
     assert len(state.lines[-1]) == live_module.LINE_CHARS_MAX
 
 
-def test_branches_and_assignments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_module, "BRANCHES_MAX", 10)
-    monkeypatch.setattr(live_module, "ATTEMPTS_MAX", 20)
+def test_states_and_assignments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "STATES_MAX", 10)
+    monkeypatch.setattr(live_module, "ASSIGNED_MAX", 20)
     board_ = board()
     for index in range(50):
         board_.note_assigned(SESSION, index, 1, HERE)
         board_.publish(update(index))
     assert len(board_._states) == 10
     assert len(board_._assigned) == 20
-    assert board_.get(SESSION, 49) is not None
+    assert board_.get(SESSION, 49, 1) is not None
+
+
+def assigned(attempt: int, node_id: NodeId) -> BranchAssigned:
+    return BranchAssigned(
+        at_ms=0, session_id=SESSION, branch_index=0, attempt=attempt, node_id=node_id, instance_id=InstanceId("1")
+    )
 
 
 def test_a_new_attempt_starts_with_a_clean_slate() -> None:
     board_ = board()
     board_.publish(update(lines=["old"]))
-    event = BranchAssigned(
-        at_ms=0, session_id=SESSION, branch_index=0, attempt=2, node_id=THERE, instance_id=InstanceId("1")
+    failure = Failure(code="ritual_failed", message="It failed.")
+    requeued = BranchRequeued(at_ms=0, session_id=SESSION, branch_index=0, attempt=1, node_id=HERE, failure=failure)
+    board_.on_events(
+        [Numbered(index=1, position=0, event=requeued), Numbered(index=2, position=0, event=assigned(2, THERE))]
     )
-    board_.on_events([Numbered(index=1, position=0, event=event)])
-    assert board_.get(SESSION, 0) is None
+    assert board_.get(SESSION, 0, 2) is None
     board_.publish(update(attempt=1))
-    assert board_.get(SESSION, 0) is None
+    assert board_.refused == 1, "it has ended"
+
+
+def test_of_two_attempts_each_is_heard_until_one_has_ended() -> None:
+    board_ = board()
+    board_.on_events([Numbered(index=1, position=0, event=assigned(2, THERE))])
+    board_.publish(update(lines=["slow"]))
+    board_.receive(THERE, codec.encode([update(attempt=2, lines=["fast"])]))
+    first, second = board_.get(SESSION, 0, 1), board_.get(SESSION, 0, 2)
+    assert first is not None
+    assert second is not None
+    assert (first.lines, second.lines) == (["slow"], ["fast"])
+    ended = AttemptEnded(at_ms=0, session_id=SESSION, branch_index=0, attempt=1, node_id=HERE, status="superseded")
+    board_.on_events([Numbered(index=2, position=0, event=ended)])
+    board_.publish(update(lines=["still slow"]))
+    assert board_.refused == 1
 
 
 def test_a_finished_branch_keeps_its_lines_only() -> None:
@@ -113,8 +136,8 @@ def test_a_finished_branch_keeps_its_lines_only() -> None:
     for index in (0, 1):
         event = BranchCompleted(at_ms=0, session_id=SESSION, branch_index=index, attempt=1, node_id=HERE, duration_ms=1)
         board_.on_events([Numbered(index=1, position=index, event=event)])
-    assert board_.get(SESSION, 0) is not None
-    assert board_.get(SESSION, 1) is None
+    assert board_.get(SESSION, 0, 1) is not None
+    assert board_.get(SESSION, 1, 1) is None
 
 
 def test_chatty_branches_are_told_in_notices_that_a_link_takes() -> None:
@@ -140,4 +163,4 @@ def test_chatty_branches_are_told_in_notices_that_a_link_takes() -> None:
     for payload in told:
         other.receive(HERE, payload)
     assert other.refused == 0
-    assert other.get(SESSION, 299) is not None
+    assert other.get(SESSION, 299, 1) is not None
