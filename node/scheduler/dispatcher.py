@@ -33,6 +33,10 @@ STUCK_S = 2.0
 """A follower that acknowledges nothing for so long, while there is something, gets no work. Shorter than the canary
 period, so one review after a canary finds it; long against any pause of a healthy replica."""
 
+PAUSE_SHARE = 4.0
+"""Pause between decisions that find no place for anything, by the time that one takes: looking through a long queue of
+what fits nowhere takes a fifth of the loop, which has links and HTTP to serve."""
+
 PROPOSAL_DEADLINE_S = 5.0
 """A decision that is not committed by then is thrown away and made anew from the state."""
 
@@ -98,6 +102,8 @@ class Dispatcher:
         self._turns = Turns()
         self._looked = 0
         """Queue entries that fitted nowhere, since something was assigned."""
+        self._pause_s = REVIEW_S
+        """Until the next decision, if nothing happens."""
         self._slow_at = float("-inf")
         """When it last looked for what is slow (monotonic)."""
         self._woken = asyncio.Event()
@@ -119,20 +125,25 @@ class Dispatcher:
         """Runs until cancelled. While another node leads it sleeps."""
         while True:
             try:
-                async with asyncio.timeout(None if self._leading_since is None else REVIEW_S):
+                async with asyncio.timeout(None if self._leading_since is None else self._pause_s):
                     await self._woken.wait()
             except TimeoutError:
                 pass
             self._woken.clear()
             if self._leading_since is None:
                 continue
+            began, self._pause_s = time.monotonic(), REVIEW_S
             try:
-                await self._carry_out(self._decide(time.monotonic() - self._leading_since))
+                commands, is_done = self._decide(began - self._leading_since)
+                if not is_done:
+                    self._pause_s = min(REVIEW_S, PAUSE_SHARE * (time.monotonic() - began))
+                await self._carry_out(commands)
             except (ConsensusError, StorageError) as error:
                 # This replica is not to be asked, or the store is busy: the next review sees whether that has changed.
                 log.warning("decision_postponed", code=error.code, reason=str(error))
 
-    def _decide(self, leading_s: float) -> list[AnyCommand]:
+    def _decide(self, leading_s: float) -> tuple[list[AnyCommand], bool]:
+        """And whether there is nothing more to be found until something happens."""
         now_ms = self._now_ms()
         outlook = self._outlook()
         with self._consensus.read() as txn:
@@ -153,13 +164,11 @@ class Dispatcher:
             commands, served = decide(view, StoredQueue(txn), self._turns, now_ms, ledger)
             queue_length = queries.queue_length(txn)
         self._looked += served.looked
-        if any(isinstance(command, AssignBranches) for command in commands) or not served.has_more:
-            self._looked = 0
-        elif self._looked < queue_length:  # nothing here fits; others may, further back
-            self.wake()
-        else:
-            self._looked = 0  # all of it was seen; again at the next review, or when something happens
-        return commands
+        has_placed = any(isinstance(command, AssignBranches) for command in commands)
+        if served.has_more and not has_placed and self._looked < queue_length:
+            return commands, False  # nothing here fits; others may, further back
+        self._looked = 0  # all of it was seen, or places were filled and the next look begins anew
+        return commands, True
 
     def _looks_for_slow(self) -> bool:
         """With a review, not with every decision: it reads sessions and branches."""

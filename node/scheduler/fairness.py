@@ -9,7 +9,7 @@ The cost of a decision is bounded by what may be looked at, not by what is queue
 stopped at the next decision (`Turns`, which the leader keeps; losing it costs a turn, nothing else).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice
@@ -20,6 +20,10 @@ from storage.ids import SessionId
 
 CHUNK_MAX = 64
 """Entries read at once; begins with 1, as most sessions get one place at a time."""
+
+
+MISSES_MAX = 32
+"""So often a session may be looked at again after an entry that did not fit, before all others have been looked at."""
 
 
 class Queue(Protocol):
@@ -46,14 +50,16 @@ class Turns:
     """Of a priority: the session that was served last."""
     places: dict[bytes, bytes] = field(default_factory=dict)
     """Of sessions of which nothing that was looked at could be placed: where to go on."""
+    laps: dict[int, bytes] = field(default_factory=dict)
+    """Of a priority with more sessions than are looked at at once: the first one since something was placed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     looked: int
-    """Entries that were looked at."""
+    """Entries that were looked at, and sessions that run as many as they may."""
     has_more: bool
-    """Something was not looked at, for there was a limit to it."""
+    """Something was not looked at, now or just before, for there was a limit to it."""
 
 
 @dataclass(slots=True)
@@ -91,14 +97,14 @@ def serve(
     """Offers entries one after the other until `offer` answers None, which means that no place is left; True: it was
     placed, False: it does not fit now. Looks at `look_max` entries of each priority at most."""
     looked, has_more = 0, False
+    sessions_max = look_max - min(MISSES_MAX, look_max // 2)  # so all of them are looked at
     for priority in queue.priorities():
         last = turns.last.get(priority, b"")
-        window = list(islice(_cycle(queue, priority, last), look_max + 1))
-        if len(window) > look_max:
-            window.pop()
-            has_more = True
+        window = list(islice(_cycle(queue, priority, last), sessions_max + 1))
+        is_all = len(window) <= sessions_max
+        del window[sessions_max:]
         lanes = [_Lane(session, queue, turns.places.get(session, session)) for session in window]
-        used, is_full = _serve_lanes(lanes, turns, priority, running, offer, look_max)
+        used, is_full = _serve_lanes(lanes, turns, priority, running, offer, look_max, look_max - sessions_max)
         looked += used
         for lane in lanes:
             if not lane.has_begun:
@@ -108,10 +114,15 @@ def serve(
             else:
                 turns.places[lane.session] = lane.place()
                 has_more = True
-        if has_more and not any(lane.is_served for lane in lanes) and window:
-            turns.last[priority] = window[-1]
         if is_full:
+            turns.laps.pop(priority, None)
             return Served(looked, has_more=True)
+        if is_all or any(lane.is_served for lane in lanes):
+            turns.laps.pop(priority, None)
+            has_more = has_more or not is_all
+        else:
+            turns.last[priority] = window[-1]
+            has_more = not _has_lapped(turns, priority, last, window) or has_more
     if not has_more:
         turns.places.clear()
     return Served(looked, has_more)
@@ -124,28 +135,31 @@ def _serve_lanes(
     running: Mapping[SessionId, int],
     offer: Callable[[QueueEntry], bool | None],
     look_max: int,
+    misses_max: int,
 ) -> tuple[int, bool]:
-    """How many entries were looked at, and whether no place is left. What does not fit is a turn too."""
-    looked = 0
-    heap: list[tuple[int, int, int]] = []
+    """How many entries were looked at, and whether no place is left. What does not fit is a turn too; after
+    `misses_max` of these it is the last one, so that who runs much comes to its turn."""
+    looked, full, misses = 0, 0, 0
+    heap: list[tuple[bool, int, int, int]] = []
     held: list[int] = []
     for number, lane in enumerate(lanes):
         entry = lane.peek()
         held.append(0 if entry is None else running.get(entry.session_id, 0))
-        heap.append((held[number], number, number))
+        heap.append((False, held[number], number, number))
     heapify(heap)
     while heap and looked < look_max:
-        rank, turn, number = heappop(heap)
+        _, rank, turn, number = heappop(heap)
         lane = lanes[number]
         entry = lane.peek()
         if entry is None:
             lane.has_begun = True
             continue
         if is_session_full(entry, held[number]):
+            full += 1
             continue
         answer = offer(entry)
         if answer is None:
-            return looked, True
+            return looked + full, True
         looked += 1
         lane.has_begun = True
         lane.buffer.pop()
@@ -153,12 +167,26 @@ def _serve_lanes(
             lane.is_served = True
             held[number] += 1
             turns.last[priority] = lane.session
-        heappush(heap, (rank + 1, turn, number))
-    return looked, False
+        else:
+            misses += 1
+        heappush(heap, (not answer and misses > misses_max, rank + 1, turn, number))
+    return looked + full, False
 
 
 def is_session_full(entry: QueueEntry, running: int) -> bool:
     return entry.concurrency is not None and running >= entry.concurrency
+
+
+def _has_lapped(turns: Turns, priority: int, last: bytes, window: Sequence[bytes]) -> bool:
+    """Whether this window, which begins after `last`, is the one that closes the lap."""
+    if priority not in turns.laps:
+        turns.laps[priority] = window[0]
+        return False
+    begun = turns.laps[priority]
+    if not (last < begun <= window[-1] if last < window[-1] else begun > last or begun <= window[-1]):
+        return False
+    del turns.laps[priority]
+    return True
 
 
 def _cycle(queue: Queue, priority: int, last: bytes) -> Iterator[bytes]:

@@ -30,21 +30,21 @@ def session_id(number: int) -> SessionId:
     return SessionId(f"00000000-0000-0000-0000-{number:012d}")
 
 
-def register(group: TwinGroup, node: NodeId = NODE, instance: InstanceId = INSTANCE) -> None:
+def register(group: TwinGroup, node: NodeId = NODE, instance: InstanceId = INSTANCE, async_slots: int = 4) -> None:
     rituals = {"echo": RitualOffer(version="1", kind="async"), "consolidate": RitualOffer(version="1", kind="async")}
     group.apply(
         RegisterMember(
             node_id=node, instance_id=instance, name=node[:4], tier="core", address="", http_address="", slots=1,
-            async_slots=4, rituals=rituals, software="0", at_ms=NOW_MS,
+            async_slots=async_slots, rituals=rituals, software="0", at_ms=NOW_MS,
         )
     )  # fmt: skip
 
 
-def submit(group: TwinGroup, number: int, branches: int, ritual: str = "echo") -> None:
+def submit(group: TwinGroup, number: int, branches: int, ritual: str = "echo", concurrency: int | None = None) -> None:
     group.apply(
         SubmitSession(
             session_id=session_id(number), thought="?", branches=[spec(ritual)] * branches,
-            consolidation=spec("consolidate"), submitted_by=NODE, at_ms=NOW_MS,
+            consolidation=spec("consolidate"), submitted_by=NODE, at_ms=NOW_MS, concurrency=concurrency,
         )
     )  # fmt: skip
 
@@ -61,8 +61,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def leading(group: TwinGroup, links: dict[NodeId, LinkView] | None = None) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher(NODE, group, lambda: Outlook(links or {}), lambda: NOW_MS)
+async def leading(
+    group: TwinGroup, links: dict[NodeId, LinkView] | None = None, kind: type[Dispatcher] = Dispatcher
+) -> AsyncIterator[Dispatcher]:
+    dispatcher = kind(NODE, group, lambda: Outlook(links or {}), lambda: NOW_MS)
     group.subscribe_events(lambda events: dispatcher.wake())
     task = asyncio.create_task(dispatcher.run())
     dispatcher.set_leading(True)
@@ -117,6 +119,45 @@ def test_what_fits_nowhere_does_not_hide_what_lies_behind(monkeypatch: pytest.Mo
     async def scenario() -> None:
         async with leading(group):
             await until(lambda: leases(group) == [(session_id(2), 0), (session_id(2), 1)])
+
+    run(scenario)
+
+
+def test_a_long_queue_that_fits_nowhere_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "LOOK_MIN", 2)
+    group = TwinGroup()
+    register(group)
+    submit(group, 1, 900, ritual="nobody_offers_this")
+    decisions = 0
+
+    class Counting(Dispatcher):
+        def _decide(self, leading_s: float) -> Any:
+            nonlocal decisions
+            decisions += 1
+            return super()._decide(leading_s)
+
+    async def scenario() -> None:
+        async with leading(group, kind=Counting):
+            turns_of_the_loop = 0
+            while decisions < 20:
+                turns_of_the_loop += 1
+                await asyncio.sleep(0)
+            assert turns_of_the_loop >= 10
+
+    run(scenario)
+
+
+def test_sessions_at_their_limit_do_not_keep_the_leader_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "LOOK_MIN", 2)
+    group = TwinGroup()
+    register(group, async_slots=33)
+    for number in range(1, 31):
+        submit(group, number, 9, concurrency=1)
+
+    async def scenario() -> None:
+        async with leading(group) as dispatcher:
+            await until(lambda: len(leases(group)) == 30)
+            await until(lambda: dispatcher._pause_s == dispatcher_module.REVIEW_S)
 
     run(scenario)
 

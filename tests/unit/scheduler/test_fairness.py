@@ -90,6 +90,40 @@ def test_what_fits_nowhere_does_not_hold_up_others() -> None:
     assert shares(given_out([urgent, (0, entries(TWO, 2))], 2, fits="cpu")) == {TWO: 2}
 
 
+def test_who_runs_much_is_served_though_others_that_run_less_fit_nowhere() -> None:
+    lost = [(0, entries(session(number), 1_000 * number, ritual="async")) for number in (1, 2, 3)]
+    sessions = [*lost, (0, entries(session(4), 100))]
+    assert len(given_out(sessions, 20, {session(4): 100}, fits="cpu")) >= 10
+
+
+def test_those_at_their_limit_are_passed_over_once() -> None:
+    """However many they are: the leader's loop goes on for as long as there is more to look at."""
+    sessions = [(0, entries(session(number), 9, concurrency=1)) for number in range(100)]
+    turns, running, decisions = Turns(), {session(number): 1 for number in range(100)}, 0
+    for again in range(3):
+        has_more = True
+        while has_more:
+            has_more = serve(ListQueue(sessions), turns, running, lambda entry: True, 10).has_more
+            decisions += 1
+            assert decisions <= 25 * (again + 1)
+    del running[session(77)]
+    for _ in range(25):
+        found: list[SessionId] = []
+        serve(
+            ListQueue(sessions), turns, running, lambda entry, found=found: found.append(entry.session_id) or True, 10
+        )
+        if found:
+            break
+    assert found == [session(77)]
+
+
+def test_a_session_to_which_nothing_was_left_keeps_its_turn() -> None:
+    turns = Turns()
+    lower = [(0, entries(session(number), 1)) for number in range(2, 40)]
+    assert shares(given_out([(5, entries(ONE, 9)), *lower], 3, turns=turns)) == {ONE: 3}
+    assert [identity for identity, _ in given_out(lower, 2, turns=turns)] == [session(2), session(3)]
+
+
 def test_a_decision_reads_as_much_as_there_are_places() -> None:
     queue = ListQueue([(0, entries(session(number), 20)) for number in range(2_000)])
     serve(queue, Turns(), {}, lambda entry: True, 10)
