@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from consensus.state.commands import Assignment
 from consensus.state.rows import Lease, Member, Placement, QueueEntry, RitualKind
 from node.scheduler.fairness import is_session_full
 from node.scheduler.judgement import Evidence, LinkView, parent_of
@@ -130,6 +131,17 @@ _NO_ROOM = {
     for kind in ("cpu", "async")
 }
 _NO_SLOTS = {kind: Obstacle("no_slots", f"gives no {kind} slots", "add nodes") for kind in ("cpu", "async")}
+
+
+def assignment(entry: QueueEntry, member: Member, deadline_ms: int) -> Assignment:
+    return Assignment(
+        session_id=entry.session_id,
+        branch_index=entry.branch_index,
+        attempt=entry.attempt,
+        node_id=member.node_id,
+        instance_id=member.instance_id,
+        deadline_ms=deadline_ms,
+    )
 
 
 class Floor:

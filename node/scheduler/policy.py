@@ -24,7 +24,7 @@ from consensus.state.rows import Failure, Lease, QueueEntry
 from node.scheduler.draining import departures, hand_back
 from node.scheduler.fairness import Queue, Served, Turns, serve
 from node.scheduler.judgement import judge_members
-from node.scheduler.placement import Floor, View
+from node.scheduler.placement import Floor, View, assignment
 from node.scheduler.speculation import Ledger, speculate
 
 LEASE_GRACE_MS = 5_000
@@ -88,16 +88,7 @@ def place(floor: Floor, queue: Queue, turns: Turns, now_ms: int) -> tuple[list[A
         if member is None:
             return False
         floor.take(entry, member)
-        assignments.append(
-            Assignment(
-                session_id=entry.session_id,
-                branch_index=entry.branch_index,
-                attempt=entry.attempt,
-                node_id=member.node_id,
-                instance_id=member.instance_id,
-                deadline_ms=now_ms + entry.timeout_ms + LEASE_GRACE_MS,
-            )
-        )
+        assignments.append(assignment(entry, member, now_ms + entry.timeout_ms + LEASE_GRACE_MS))
         return True
 
     if floor.free <= 0:

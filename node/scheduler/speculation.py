@@ -14,7 +14,7 @@ from typing import Protocol
 from consensus.state.commands import Assignment
 from consensus.state.rows import Branch, Lease, Session
 from consensus.state.sessions import queue_entry
-from node.scheduler.placement import Floor
+from node.scheduler.placement import Floor, assignment
 from storage.ids import SessionId
 
 DONE_SHARE = 0.75
@@ -48,16 +48,7 @@ def speculate(leases: Sequence[Lease], floor: Floor, ledger: Ledger, now_ms: int
         if member is None or member.node_id == branch.node_id:
             continue
         floor.take(entry, member)
-        assignments.append(
-            Assignment(
-                session_id=branch.session_id,
-                branch_index=branch.branch_index,
-                attempt=entry.attempt,
-                node_id=member.node_id,
-                instance_id=member.instance_id,
-                deadline_ms=now_ms + branch.timeout_ms + grace_ms,
-            )
-        )
+        assignments.append(assignment(entry, member, now_ms + entry.timeout_ms + grace_ms))
     return assignments
 
 
