@@ -42,6 +42,8 @@ from node.scheduler.testimony import TOPIC as TESTIMONY_TOPIC
 from node.service.backlog import Waits
 from node.service.ports import NodeFacts
 from node.service.service import NodeService
+from node.service.sight import ASK_S, Sights
+from node.service.sight import METHOD as SIGHT
 from node.service.times import now_ms
 from node.share import Share
 from node.snapshots import METHOD as SNAPSHOT
@@ -184,13 +186,16 @@ class Node:
         self.service.attach(
             share.group, self.executor, share.places.offer, share.snapshots, share.changes, share.steward
         )
-        self.service.stuck = share.dispatcher.stuck
+        self.service.sights = sights = Sights(
+            self.node_id, lambda: share.group.status().leader, self.lookout.outlook, share.dispatcher.stuck, self._ask
+        )
         self.service.waits = waits = Waits(share.group)
         share.group.subscribe_events(waits.on_events)
         self.mesh.serve(PROPOSE, share.group.on_request)
         self.mesh.serve(READ_INDEX, share.group.on_read_request)
         self.mesh.serve(CHANGE, share.changes.on_request)
         self.mesh.serve(SNAPSHOT, share.snapshots.on_request)
+        self.mesh.serve(SIGHT, sights.on_request)
         await share.snapshots.open()
         share.group.start()
         self._share = share
@@ -247,6 +252,11 @@ class Node:
             await share.group.transfer_leadership(HAND_OVER_S)
 
     # -- what the parts tell each other --
+
+    async def _ask(self, leader: NodeId) -> bytes | None:
+        with contextlib.suppress(MeshError):
+            return await self.mesh.request(leader, SIGHT, b"", ASK_S)
+        return None
 
     def _on_raft(self, peer: NodeId, payload: bytes) -> None:
         if self._share is not None:

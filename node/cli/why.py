@@ -35,7 +35,7 @@ def run(arguments: Namespace) -> int:
     if answer["next_deadline"] is not None:
         print(f"next: {answer['next_deadline']['what']} ({render.local(answer['next_deadline']['at'])})")
     if not answer["seen_from"]["is_leader"] and answer["candidates"]:
-        print(f"(links as seen from {answer['seen_from']['name']}, which does not lead)")
+        print(f"(the leader does not answer: links as seen from {answer['seen_from']['name']})")
     return Exit.OK
 
 

@@ -1,62 +1,42 @@
 """Why a branch is where it is: its state in a sentence, what rules out each node, what would change it, what is next.
 
-What is told of nodes is what the scheduler decides by (`node.scheduler.placement`). Of links it is what this node sees;
-the leader's links are what counts, so its answer is the one to trust (`seen_from`).
+What is told of nodes is what the scheduler decides by (`node.scheduler.placement`). Of links it is what the leader
+sees, who is asked for it; if it does not answer, what this node sees (`seen_from`).
 """
 
 import asyncio
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from collections.abc import Iterable
+from typing import Any, Final
 
 from consensus.state import queries
 from consensus.state.commands import BranchSpec
 from consensus.state.rows import Branch, Member, QueueEntry, Session
-from node.scheduler.judgement import Outlook
 from node.scheduler.matching import labels_of
-from node.scheduler.placement import Floor, Obstacle, View
+from node.scheduler.placement import Floor, Obstacle
 from node.service.errors import ServiceError
 from node.service.readings import Reading, Wanted
 from node.service.service import NodeService
+from node.service.sight import Sight
 from node.service.submission import Submission
 from node.service.times import iso
-from storage.ids import NodeId, SessionId
+from storage.ids import SessionId
 from storage.transactions import Transaction
 
 DRY_RUN_MAX: Final = 1_000
 """Branches of a dry run: each looks at all members."""
 
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What this node knows beside the replicated state; taken on the loop."""
-
-    node_id: NodeId
-    outlook: Outlook
-    stuck: Collection[NodeId]
-
-    @classmethod
-    def of(cls, service: NodeService) -> Self:
-        outlook = Outlook() if service.lookout is None else service.lookout.outlook()
-        return cls(service.facts.node_id, outlook, service.stuck())
-
-    def view(self, txn: Transaction) -> View:
-        return View(
-            node_id=self.node_id,
-            leader_for_ms=0,
-            members=queries.members(txn),
-            links=self.outlook.links,
-            leases=queries.leases(txn),
-            stuck=self.stuck,
-            testimonies=self.outlook.testimonies,
-            is_doubting=self.outlook.is_doubting,
-        )
+_NO_LEADER: Final = Obstacle(
+    "no_leader",
+    "this node knows of no leader, and only a leader gives out work",
+    "bring back so many Core nodes that a majority is there, or connect this node with them",
+)
 
 
 async def why(service: NodeService, id_text: str, wanted: Wanted) -> Reading[dict[str, Any]]:
     """Of a branch, or of the branch of a session that is served next. Raises `unknown_branch`."""
+    sight = await _look(service)
     age_ms = await service.fresh(wanted)
-    status, sight = service.status, Sight.of(service)
+    status = service.status
 
     def read(txn: Transaction) -> dict[str, Any]:
         branch = queries.find_branch(txn, id_text)
@@ -68,14 +48,14 @@ async def why(service: NodeService, id_text: str, wanted: Wanted) -> Reading[dic
             )  # fmt: skip
         if branch is None:
             branch = _next_of(txn, session)
-        return {**_document(service, sight, txn, session, branch), "seen_from": _seen_from(service)}
+        return {**_document(service, sight, txn, session, branch), "seen_from": _seen_from(txn, sight)}
 
     return Reading(service.read(read), status.applied_index, wanted.level, age_ms, status.leader)
 
 
 async def dry_run(service: NodeService, submission: Submission) -> dict[str, Any]:
     """Where each branch would go, if only this session were served with the places that are free now."""
-    command, sight = submission.command, Sight.of(service)
+    command, sight = submission.command, await _look(service)
 
     def read(txn: Transaction) -> dict[str, Any]:
         floor = Floor(sight.view(txn), service.now_ms())
@@ -101,7 +81,7 @@ async def dry_run(service: NodeService, submission: Submission) -> dict[str, Any
             "placements": placements,
             "placed": sum(row["node_id"] is not None for row in placements),
             "total_branches": len(command.branches),
-            "seen_from": _seen_from(service),
+            "seen_from": _seen_from(txn, sight),
         }
 
     return await asyncio.to_thread(service.read, read)
@@ -129,7 +109,8 @@ def _document(service: NodeService, sight: Sight, txn: Transaction, session: Ses
     if entry is not None:
         view = sight.view(txn)
         floor = Floor(view, now_ms)
-        held, candidates = floor.waits(entry), list(floor.survey(entry))
+        held = _NO_LEADER if service.status.leader is None else floor.waits(entry)
+        candidates = list(floor.survey(entry))
         unknown = _unknown_labels(entry, view.members)
         if entry.not_before_ms > now_ms:
             deadline = {"at": iso(entry.not_before_ms), "what": "it may be tried again"}
@@ -189,14 +170,14 @@ def _sentence(
 def _unknown_labels(entry: QueueEntry, members: Iterable[Member]) -> list[str]:
     known = {label for member in members for label in labels_of(member)}
     required = entry.placement.require if entry.placement is not None else []
-    return sorted({condition.label for condition in required if condition.operator != "missing"} - known)
+    return sorted({condition.label for condition in required if condition.operator in ("in", "exists")} - known)
 
 
 def _fixes(held: Obstacle | None, candidates: list[tuple[Member, Obstacle | None]]) -> list[str]:
-    obstacles = [held, *(obstacle for _, obstacle in candidates)] if held is not None else [o for _, o in candidates]
-    if held is None and any(obstacle is None for obstacle in obstacles):
-        return []
-    return list(dict.fromkeys(obstacle.fix for obstacle in obstacles if obstacle is not None))
+    """What rules out single nodes need not change as long as another one fits."""
+    obstacles = [obstacle for _, obstacle in candidates]
+    ruled_out = [] if None in obstacles else obstacles
+    return list(dict.fromkeys(obstacle.fix for obstacle in (held, *ruled_out) if obstacle is not None))
 
 
 def _told(obstacle: Obstacle | None) -> dict[str, str] | None:
@@ -213,8 +194,18 @@ def _candidate(member: Member, obstacle: Obstacle | None) -> dict[str, Any]:
     }
 
 
-def _seen_from(service: NodeService) -> dict[str, Any]:
-    return {"name": service.facts.name, "is_leader": service.status.leader == service.facts.node_id}
+async def _look(service: NodeService) -> Sight:
+    is_leader = service.status.leader == service.facts.node_id
+    return (
+        Sight(node_id=service.facts.node_id, is_leader=is_leader)
+        if service.sights is None
+        else await service.sights.look()
+    )
+
+
+def _seen_from(txn: Transaction, sight: Sight) -> dict[str, Any]:
+    member = queries.get_member(txn, sight.node_id)
+    return {"name": sight.node_id if member is None else member.name, "is_leader": sight.is_leader}
 
 
 def _entry_of(spec: BranchSpec, session_id: SessionId, index: int, concurrency: int | None) -> QueueEntry:

@@ -12,7 +12,7 @@ import asyncio
 import difflib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from math import ceil
 from typing import Any, Final, TypeVar
@@ -59,6 +59,7 @@ from node.service.readings import (
     Until,
     Wanted,
 )
+from node.service.sight import Sights
 from node.service.submission import Submission, decode_body, parse_submission
 from node.service.watching import WHOLE_INDEX, Cursor, EventHub, EventPage, cursor_of
 from storage.errors import StorageError
@@ -113,7 +114,7 @@ class NodeService:
         self.changes: ChangesPort | None = None
         self.steward: StewardPort | None = None
         self.lookout: LookoutPort | None = None
-        self.stuck: Callable[[], Collection[NodeId]] = tuple
+        self.sights: Sights | None = None
         self.waits: Waits | None = None
 
     def attach(

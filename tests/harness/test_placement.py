@@ -79,3 +79,32 @@ def test_a_ritual_with_a_limit_runs_one_at_a_time(mesh: MeshUnderTest) -> None:
     rows = [mesh.branch(session, index)["branch"] for index in range(4)]
     spans = sorted((row["started_at"], row["completed_at"]) for row in rows)
     assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+
+
+def test_every_node_tells_what_the_leader_sees(mesh: MeshUnderTest) -> None:
+    mesh.start(cores=3, edges=1, leaves=1, rituals=[linger])
+    waiting = submit(mesh, 1, require={"gpu": "a4000"})
+    for name in mesh.nodes():
+
+        def told(name: str = name) -> Any:
+            answer = mesh.call(name, "GET", f"/v1/branches/{waiting}/why")
+            told = answer.body if answer.status == 200 else {"candidates": []}
+            return told if {row["name"] for row in told["candidates"]} == set(mesh.nodes()) else None
+
+        seen = mesh.wait(f"{name} knows all nodes", told)
+        assert seen["seen_from"] == {"name": mesh.leader(), "is_leader": True}
+        assert {row["code"] for row in seen["candidates"]} == {"label_mismatch"}
+
+
+def test_a_higher_priority_is_served_first(mesh: MeshUnderTest) -> None:
+    mesh.start(rituals=[linger], settings={"execution": {"async_slots": 1}})
+    low = submit(mesh, 9, priority=-1)
+    mesh.wait("all places are taken", lambda: mesh.session(low)["processing"] == 3)
+    high = submit(mesh, 6, priority=1)
+    for session in (low, high):
+        assert mesh.wait_session(session)["status"] == "completed"
+    lows, highs = ([row["started_at"] for row in mesh.branches(session)] for session in (low, high))
+    submitted = mesh.session(high)["created_at"]
+    between = [at for at in lows if submitted < at < max(highs)]
+    assert len(between) <= 1, "but for what was decided at that moment"
+    assert len([at for at in lows if at > max(highs)]) >= 3

@@ -5,11 +5,15 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient
 
+from consensus.state.commands import RegisterMember
 from consensus.state.rows import Condition, Placement
+from node.scheduler.judgement import LinkView, Outlook
 from node.service.backlog import Waits
 from node.service.errors import ServiceError
+from node.service.sight import Sights
+from storage.ids import NodeId
 from tests.unit.http.test_submission import parse
-from tests.unit.http.twin import NODE, TwinNode, body, run
+from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinNode, body, run
 
 Client = TestClient[Any, Any]
 
@@ -111,6 +115,64 @@ def test_a_branch_that_waits_for_its_turn_that_runs_and_that_has_ended() -> None
         assert last["sentence"] == "The consolidation waits until the other branches have ended: 1 have not."
         node.finish(identity, 1, fails=True)
         assert "waits" in (await asked(client, identity))["sentence"]
+
+    run(scenario)
+
+
+def test_links_are_told_as_the_leader_sees_them() -> None:
+    """Also by a node that sees others, or cannot ask."""
+    leader = NodeId("b" * 26)
+    suspect = LinkView(is_up=True, since_ms=1, instance_id=INSTANCE, is_suspect=True)
+    theirs = Sights(leader, lambda: leader, lambda: Outlook({NODE: suspect}), list, unasked)
+
+    async def scenario(client: Client, node: TwinNode) -> None:
+        identity = await submitted(client)
+        node.group.state.leader = leader
+        for answer, seen_from, code in (
+            (await theirs.on_request(NODE, b""), {"name": leader, "is_leader": True}, "no_link"),
+            (None, {"name": "alpha", "is_leader": False}, None),
+            (b"no sight", {"name": "alpha", "is_leader": False}, None),
+        ):
+
+            async def ask(peer: NodeId, answer: bytes | None = answer) -> bytes | None:
+                return answer if peer == leader else None
+
+            node.service.sights = Sights(NODE, lambda: leader, Outlook, list, ask)
+            told = await asked(client, identity)
+            assert (told["seen_from"], told["candidates"][0]["code"]) == (seen_from, code)
+        assert "check the network of alpha" not in told["unblock"]
+
+    run(scenario)
+
+
+async def unasked(peer: NodeId) -> None:
+    raise AssertionError("the leader asks nobody")
+
+
+def test_without_a_leader_nothing_waits_for_its_turn() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        identity = await submitted(client)
+        node.group.state.leader = None
+        told = await asked(client, identity)
+        assert (told["waits"]["code"], len(told["unblock"])) == ("no_leader", 1)
+        assert told["sentence"].startswith("Branch 0 waits: this node knows of no leader")
+
+    run(scenario)
+
+
+def test_only_what_holds_it_back_is_said_to_help() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        identity = await submitted(client, require={"rack": {"not_in": ["9"]}, "name": ["beta"]})
+        assert "no node has the label" not in (await asked(client, identity))["sentence"], "not_in asks for no label"
+        node.group.apply(
+            RegisterMember(
+                node_id=NodeId("c" * 26), instance_id=INSTANCE, name="gamma", tier="core", address="", http_address="",
+                slots=0, async_slots=0, rituals={}, software="0", at_ms=NOW_MS,
+            )
+        )  # fmt: skip
+        full = await submitted(client, concurrency=1)
+        node.assign(full, 0)
+        assert (await asked(client, full))["unblock"] == ["wait for one of them"], "alpha has room"
 
     run(scenario)
 
