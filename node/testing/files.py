@@ -44,12 +44,18 @@ def node_document(
 
 
 def to_toml(document: Mapping[str, Mapping[str, object]]) -> str:
-    """A document of sections whose values are strings, numbers, booleans or lists of strings."""
+    """A document of sections whose values are strings, numbers, booleans, lists of strings or tables of these."""
 
     def lines() -> Iterator[str]:
         for section, values in document.items():
             yield f"[{section}]"
             for key, value in values.items():
-                yield f"{key} = {json.dumps(value)}"  # for these types JSON and TOML agree
+                yield f"{key} = {_value(value)}"
 
     return "\n".join(lines()) + "\n"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_value(one)}" for key, one in value.items()) + "}"
+    return json.dumps(value)  # for these types JSON and TOML agree

@@ -15,12 +15,14 @@ pytestmark = pytest.mark.timeout(300)
 
 THIS = ("-m", "node")
 NEXT = ("-m", "tests.system.next_version")
+FIRST = ("-m", "tests.system.first_version")
 
 
 @pytest.fixture
 def mesh(tmp_path: Path) -> Iterator[LocalMesh]:
     """Three daemons, not yet started, that hear of nobody else on this machine."""
-    with LocalMesh(tmp_path / "mesh", zeroconf=False, with_seeds=True) as mesh:
+    labels = {"node": {"labels": {"rack": "7"}}}
+    with LocalMesh(tmp_path / "mesh", zeroconf=False, with_seeds=True, settings=labels) as mesh:
         yield mesh
 
 
@@ -34,9 +36,9 @@ def works(mesh: LocalMesh, but: Daemon | None = None) -> None:
         assert mesh.wait_session(session["id"], on=daemon.name)["completed"] == 3
 
 
-def upgrade(mesh: LocalMesh, name: str) -> None:
+def upgrade(mesh: LocalMesh, name: str, to: tuple[str, ...] = NEXT) -> None:
     assert mesh[name].stop() == 0
-    mesh[name].program = NEXT
+    mesh[name].program = to
     mesh.restart(name)
     mesh.wait_ready()
 
@@ -84,6 +86,37 @@ def test_versions_mix_and_what_is_new_waits_for_all(mesh: LocalMesh) -> None:
     assert document["versions"]["mesh_command_version"] == COMMAND_VERSION + 1
     assert {peer["protocol"] for peer in document["peers"]} == {document["versions"]["link_protocol"]}
     works(mesh)
+
+
+def test_labels_wait_until_all_know_them_and_are_there_then(mesh: LocalMesh) -> None:
+    for daemon in mesh.daemons.values():
+        daemon.program = FIRST
+    mesh.start()
+    body = {"thought": "?", "branches": [{"ritual": "echo", "task": "t"}]}
+    for name in ("node-3", "node-1"):
+        upgrade(mesh, name, THIS)
+        works(mesh)
+        answer = mesh[name].call("POST", "/v1/sessions", {**body, "require": {"rack": "7"}})
+        assert (answer.status, answer.body["code"]) == (409, "newer_command")
+        assert labelled(mesh, name) == set()
+        mesh.kill(name)
+        mesh.restart(name)
+        mesh.wait_ready()
+        works(mesh)
+    upgrade(mesh, "node-2", THIS)
+    mesh.wait("all say their labels", lambda: labelled(mesh, "node-1") == set(mesh.daemons))
+    for name in mesh.daemons:
+        session = mesh.submit(body, require={"rack": "7", "name": name})
+        assert mesh.wait_session(session["id"])["completed"] == 1
+        assert mesh.holder(session["id"]) == name
+    works(mesh)
+
+
+def labelled(mesh: LocalMesh, on: str) -> set[str]:
+    """Names of nodes that have the label, by what a dry run says of one that none has."""
+    body = {"thought": "?", "branches": [{"ritual": "echo", "task": "t"}], "require": {"rack": "8"}}
+    (placement,) = mesh[on].call("POST", "/v1/sessions?dry_run=1", body).expect(200)["placements"]
+    return {row["name"] for row in placement["ruled_out"] if "rack = 7" in row["detail"]}
 
 
 def test_an_old_node_stops_rather_than_pass_over_what_it_does_not_know(mesh: LocalMesh) -> None:

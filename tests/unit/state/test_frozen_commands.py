@@ -1,4 +1,4 @@
-"""Commands of every released version make the same rows as then, so replicas of several versions can stand side by side."""
+"""Commands of every released version make the same rows as then, so replicas of several versions agree."""
 
 import lzma
 from pathlib import Path
