@@ -84,9 +84,12 @@ class LiveBoard:
         except CodecError:
             self.refused += 1
             return
+        parents: dict[NodeId, NodeId | None] = {}
         is_of_own_leaf = self.parent_of(peer) == self._node_id
         for update in updates[:UPDATES_PER_NOTICE_MAX]:
-            is_passed_on = update.node_id != peer and self.parent_of(update.node_id) == peer
+            if update.node_id not in parents:
+                parents[update.node_id] = self.parent_of(update.node_id)
+            is_passed_on = update.node_id != peer and parents[update.node_id] == peer
             is_believed = self._merge(update.node_id if is_passed_on else peer, update)
             if is_believed and is_of_own_leaf:
                 self._sharing.add(update)

@@ -159,6 +159,8 @@ class Executor:
             return
         self._queues[lane].append(attempt)
         self._pump(lane)
+        if attempt.worker is None and self._is_full(lane):
+            attempt.timer = self._loop.call_later(limits.WAITING_S_MAX, self._on_waited, attempt)
 
     def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> bool:
         """End an attempt without an outcome. False if it is not here (unknown, or already ended)."""
@@ -180,9 +182,13 @@ class Executor:
         """Whether an attempt of this kind would start at once."""
         if self._is_draining or self._is_stopped or self._queues[kind]:
             return False
-        if kind == "async":
-            return self._async_busy < self._settings.async_slots
-        return sum(1 for worker in self._pool.cpu_workers if worker.running) < self._settings.slots
+        return not self._is_full(kind)
+
+    def _is_full(self, lane: str) -> bool:
+        """Every slot executes something."""
+        if lane == "async":
+            return self._async_busy >= self._settings.async_slots
+        return sum(1 for worker in self._pool.cpu_workers if worker.running) >= self._settings.slots
 
     def statistics(self) -> ExecutorStatistics:
         now = self._loop.time()
@@ -243,6 +249,8 @@ class Executor:
         work = attempt.work
         attempt.worker = worker
         attempt.started_s = self._loop.time()
+        if attempt.timer is not None:
+            attempt.timer.cancel()
         attempt.timer = self._loop.call_later(work.timeout_ms / 1000, self._on_deadline, attempt)
         worker.running.add(attempt.number)
         if worker.kind == "async":
@@ -336,6 +344,12 @@ class Executor:
 
     def wants(self, kind: str) -> bool:
         return bool(self._queues[kind])
+
+    def _on_waited(self, attempt: _Attempt) -> None:
+        if attempt.worker is None and attempt.code is None and self._is_full(attempt.lane):
+            self._end_lost(
+                attempt, "waited_too_long", "every slot of its node was busy; the branch goes to another place"
+            )
 
     def _on_deadline(self, attempt: _Attempt) -> None:
         if attempt.code is None and attempt.worker is not None:

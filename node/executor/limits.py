@@ -21,6 +21,10 @@ BATCH_BYTES_SOFT = 512 * 1024
 PENDING_MAX = 20_000
 """Attempts waiting for a slot; beyond it they are returned as lost, so that the mesh places them elsewhere."""
 
+WAITING_S_MAX = 2.0
+"""An attempt that all slots keep waiting for so long is returned as lost: another node may be free. The mesh gives a
+node more than it has slots only of branches that take a second at most."""
+
 RECENT_MAX = 20_000
 """Ended attempts remembered, so that a repeated submit does not execute them again."""
 

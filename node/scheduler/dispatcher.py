@@ -18,6 +18,7 @@ from consensus.state.commands import Answer, AnyCommand, AssignBranches, Refused
 from consensus.state.rows import Branch, QueueEntry, Session
 from consensus.state.versions import SPECULATION_VERSION, SUSPECT_VERSION
 from consensus.steps import ReplicaStatus
+from node.scheduler import ahead
 from node.scheduler.fairness import Turns
 from node.scheduler.judgement import Outlook
 from node.scheduler.placement import View
@@ -36,6 +37,11 @@ period, so one review after a canary finds it; long against any pause of a healt
 PAUSE_SHARE = 4.0
 """Pause between decisions that find no place for anything, by the time that one takes: looking through a long queue of
 what fits nowhere takes a fifth of the loop, which has links and HTTP to serve."""
+
+REST_FACTOR = 4
+REST_S_MAX = 0.05
+"""After a decision it rests for so many times what that took, and no longer than this: at most a fifth of the leader's
+loop goes into decisions, and in a busy mesh each decides more. In a quiet one it is a millisecond."""
 
 PROPOSAL_DEADLINE_S = 5.0
 """A decision that is not committed by then is thrown away and made anew from the state."""
@@ -137,7 +143,9 @@ class Dispatcher:
                 commands, is_done = self._decide(began - self._leading_since)
                 if not is_done:
                     self._pause_s = min(REVIEW_S, PAUSE_SHARE * (time.monotonic() - began))
+                rest_s = min(REST_S_MAX, REST_FACTOR * (time.monotonic() - began))
                 await self._carry_out(commands)
+                await asyncio.sleep(rest_s)
             except (ConsensusError, StorageError) as error:
                 # This replica is not to be asked, or the store is busy: the next review sees whether that has changed.
                 log.warning("decision_postponed", code=error.code, reason=str(error))
@@ -159,6 +167,7 @@ class Dispatcher:
                 knows_suspects=known >= SUSPECT_VERSION,
                 leases=queries.leases(txn),
                 stuck=self._stuck(time.monotonic()),
+                average_ms=lambda session_id: ahead.average_ms(queries.get_session(txn, session_id)),
             )
             ledger = StoredLedger(txn) if known >= SPECULATION_VERSION and self._looks_for_slow() else None
             commands, served = decide(view, StoredQueue(txn), self._turns, now_ms, ledger)

@@ -7,17 +7,20 @@ Rules:
 - of those that are left: not where the last attempt ended, if there is another; a consolidation not on a Leaf, which
   has no results at hand, if there is another; then who fulfils most of what is preferred; then where least of the
   session runs, if it is to be spread; then the least loaded.
+- while nobody waits for a slot, short branches may wait on a node for its next one (`ahead`).
 - the same functions choose and explain (`Floor.survey`), so what is told is what is done.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from consensus.state.commands import Assignment
 from consensus.state.rows import Lease, Member, Placement, QueueEntry, RitualKind
+from node.scheduler import ahead
 from node.scheduler.fairness import is_session_full
 from node.scheduler.judgement import Evidence, LinkView, parent_of
 from node.scheduler.matching import holds, labels_of, told, version_fits
@@ -40,6 +43,8 @@ class View:
     is_doubting: bool = False
     knows_suspects: bool = True
     """Whether every member's software does."""
+    average_ms: Callable[[SessionId], float | None] = lambda session_id: None
+    """See `ahead.average_ms`."""
 
     @cached_property
     def by_id(self) -> Mapping[NodeId, Member]:
@@ -88,12 +93,18 @@ class Candidate:
     member: Member
     labels: Mapping[str, str]
     busy: dict[RitualKind, int] = field(default_factory=lambda: {"cpu": 0, "async": 0})
+    blocked: set[RitualKind] = field(default_factory=set)
+    """Where something executes that is not known to be short."""
 
     def slots(self, kind: RitualKind) -> int:
         return self.member.slots if kind == "cpu" else self.member.async_slots
 
     def load(self, kind: RitualKind) -> float:
         return self.busy[kind] / self.slots(kind)
+
+    def allowance(self, kind: RitualKind, average: float | None) -> int:
+        """Branches of this duration that may wait here for a slot."""
+        return 0 if average is None or kind in self.blocked else ahead.allowance(self.slots(kind), average)
 
     def obstacle(self, entry: QueueEntry) -> Obstacle | None:
         """Why this branch cannot go there now; None: it can."""
@@ -126,11 +137,11 @@ class Candidate:
         return None
 
 
+_KINDS: tuple[RitualKind, ...] = ("cpu", "async")
 _NO_ROOM = {
-    kind: Obstacle("no_room", f"has no free {kind} slot", "wait for a free slot, or add nodes")
-    for kind in ("cpu", "async")
+    kind: Obstacle("no_room", f"has no free {kind} slot", "wait for a free slot, or add nodes") for kind in _KINDS
 }
-_NO_SLOTS = {kind: Obstacle("no_slots", f"gives no {kind} slots", "add nodes") for kind in ("cpu", "async")}
+_NO_SLOTS = {kind: Obstacle("no_slots", f"gives no {kind} slots", "add nodes") for kind in _KINDS}
 
 
 def assignment(entry: QueueEntry, member: Member, deadline_ms: int) -> Assignment:
@@ -160,6 +171,11 @@ class Floor:
         self._limits: dict[str, int] = {}
         self._full: set[str] = set()
         """Rituals for which no place was left: places are only taken here."""
+        self._wanted: set[RitualKind] = set()
+        """Something waits for a slot: nothing is given ahead any more."""
+        self._averages: dict[SessionId, float | None] = {}
+        self._ranked: dict[str, list[tuple[float, bool, NodeId]]] = {}
+        """Of a ritual: a heap of those that offer it, the least loaded first, with the load they had."""
         for member in view.members:
             if member.status == "left":
                 continue
@@ -179,12 +195,15 @@ class Floor:
             holder = self._candidates.get(lease.node_id)
             if holder is not None and (offer := holder.member.rituals.get(lease.ritual)) is not None:
                 holder.busy[offer.kind] += 1
+                if self._average(lease.session_id) is None:
+                    holder.blocked.add(offer.kind)
+        shortest = min((average for average in self._averages.values() if average is not None), default=None)
         self.free = sum(
-            max(0, candidate.slots(kind) - candidate.busy[kind])
+            max(0, candidate.slots(kind) + candidate.allowance(kind, shortest) - candidate.busy[kind])
             for candidate in self._candidates.values()
             for kind in candidate.busy
         )
-        """How many more branches fit, of whatever kind."""
+        """How many more branches fit at most, of whatever kind."""
 
     def waits(self, entry: QueueEntry) -> Obstacle | None:
         """Why this branch cannot go anywhere now, whatever is free."""
@@ -215,14 +234,69 @@ class Floor:
             return None
         if self.waits(entry) is not None:
             return None
+        is_plain = entry.placement is None and entry.avoid is None and entry.role == "branch"
+        best = self._least_loaded(entry) if is_plain else self._best(entry)
+        if best is None:
+            self._wanted |= {
+                kind
+                for candidate in self._candidates.values()
+                for kind, obstacle in _NO_ROOM.items()
+                if candidate.obstacle(entry) is obstacle
+            }
+            if entry.placement is None:
+                self._full.add(entry.ritual)
+            return None
+        return best.member
+
+    def _has_place(self, candidate: Candidate, kind: RitualKind, entry: QueueEntry) -> bool:
+        """A slot, or what it may be given ahead."""
+        busy, slots = candidate.busy[kind], candidate.slots(kind)
+        if busy < slots:
+            return True
+        if kind in self._wanted or not ahead.is_apt(entry):
+            return False
+        return busy < slots + candidate.allowance(kind, self._average(entry.session_id))
+
+    def _least_loaded(self, entry: QueueEntry) -> Candidate | None:
+        """The same as `_best` for an entry that wants nothing in particular, in less than a look at everybody."""
+        heap = self._ranked.get(entry.ritual)
+        if heap is None:
+            heap = self._ranked[entry.ritual] = []
+            for node_id, candidate in self._candidates.items():
+                offer = candidate.member.rituals.get(entry.ritual)
+                if offer is not None and candidate.slots(offer.kind):
+                    is_second = (node_id == self._leader) == (offer.kind == "cpu")
+                    heap.append((candidate.load(offer.kind), is_second, node_id))
+            heapify(heap)
+        unfit = []
         best: Candidate | None = None
-        best_rank: tuple[bool, bool, int, int, float, bool, str] | None = None
+        while heap and best is None:
+            load, is_second, node_id = heap[0]
+            candidate = self._candidates[node_id]
+            kind = candidate.member.rituals[entry.ritual].kind
+            if load != candidate.load(kind):
+                heapreplace(heap, (candidate.load(kind), is_second, node_id))
+            elif self._has_place(candidate, kind, entry):
+                best = candidate
+            else:
+                unfit.append(heappop(heap))
+        for ranked in unfit:
+            heappush(heap, ranked)
+        return best
+
+    def _best(self, entry: QueueEntry) -> Candidate | None:
+        best: Candidate | None = None
+        best_rank: tuple[bool, bool, bool, int, int, float, bool, str] | None = None
         for candidate in self._candidates.values():
-            if candidate.obstacle(entry) is not None:
+            obstacle = candidate.obstacle(entry)
+            if obstacle is not None and obstacle.code != "no_room":
                 continue
             kind = candidate.member.rituals[entry.ritual].kind
+            if obstacle is not None and not self._has_place(candidate, kind, entry):
+                continue
             is_leader = candidate.member.node_id == self._leader
             rank = (
+                obstacle is not None,
                 candidate.member.node_id == entry.avoid,
                 entry.role == "consolidation" and candidate.member.parent is not None,
                 0 if entry.placement is None else -self._wishes(entry.placement, candidate),
@@ -233,20 +307,24 @@ class Floor:
             )
             if best_rank is None or rank < best_rank:
                 best, best_rank = candidate, rank
-        if best is None:
-            if entry.placement is None:
-                self._full.add(entry.ritual)
-            return None
-        return best.member
+        return best
 
     def take(self, entry: QueueEntry, member: Member) -> None:
         """The branch goes there."""
-        self._candidates[member.node_id].busy[member.rituals[entry.ritual].kind] += 1
+        candidate, kind = self._candidates[member.node_id], member.rituals[entry.ritual].kind
+        candidate.busy[kind] += 1
+        if self._average(entry.session_id) is None:
+            candidate.blocked.add(kind)
         self.free -= 1
         self.running[entry.session_id] += 1
         self._of_ritual[entry.ritual] += 1
         if entry.session_id in self._spread:
             self._spread[entry.session_id][member.node_id] += 1
+
+    def _average(self, session_id: SessionId) -> float | None:
+        if session_id not in self._averages:
+            self._averages[session_id] = self._view.average_ms(session_id)
+        return self._averages[session_id]
 
     def _wishes(self, placement: Placement, candidate: Candidate) -> int:
         return sum(holds(condition, candidate.labels) for condition in placement.prefer)

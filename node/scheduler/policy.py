@@ -7,7 +7,8 @@ Rules:
 - who is alive is decided in `judgement`, whose turn it is in `fairness`, and where it goes in `placement`.
 - a lease past its deadline is requeued as lost: no branch waits for ever, whatever a node does. It is not booked as the
   ritual's failure, because a node that works enforces the timeout itself and says so first.
-- an entry that fits nowhere now does not hold up those behind it; a node never gets more than its free slots.
+- an entry that fits nowhere now does not hold up those behind it; a node gets no more than its free slots, and a little
+  stock of what is short: `ahead`.
 - slots that stay free may go to second attempts of what is slow: `speculation`.
 """
 
@@ -27,8 +28,9 @@ from node.scheduler.judgement import judge_members
 from node.scheduler.placement import Floor, View, assignment
 from node.scheduler.speculation import Ledger, speculate
 
-LEASE_GRACE_MS = 5_000
-"""Added to the timeout that the executing node enforces itself: its own, better explained verdict comes first."""
+LEASE_GRACE_MS = 7_000
+"""Added to the timeout that the executing node enforces itself, from when it starts (`executor.limits.WAITING_S_MAX`
+later at most): its own, better explained verdict comes first."""
 
 BATCH_MAX = 512
 """Branches in one command; at most 80 KiB, far below the command cap."""
