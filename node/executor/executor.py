@@ -159,7 +159,7 @@ class Executor:
             return
         self._queues[lane].append(attempt)
         self._pump(lane)
-        if attempt.worker is None and self._is_full(lane):
+        if attempt.worker is None:
             attempt.timer = self._loop.call_later(limits.WAITING_S_MAX, self._on_waited, attempt)
 
     def cancel(self, session_id: SessionId, branch_index: int, attempt: int) -> bool:
@@ -346,7 +346,10 @@ class Executor:
         return bool(self._queues[kind])
 
     def _on_waited(self, attempt: _Attempt) -> None:
-        if attempt.worker is None and attempt.code is None and self._is_full(attempt.lane):
+        """A slot that is not ready yet is waited for: it may be about to start."""
+        if not self._is_full(attempt.lane):
+            attempt.timer = self._loop.call_later(limits.WAITING_S_MAX, self._on_waited, attempt)
+        elif attempt.worker is None and attempt.code is None:
             self._end_lost(
                 attempt, "waited_too_long", "every slot of its node was busy; the branch goes to another place"
             )

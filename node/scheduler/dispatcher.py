@@ -38,10 +38,9 @@ PAUSE_SHARE = 4.0
 """Pause between decisions that find no place for anything, by the time that one takes: looking through a long queue of
 what fits nowhere takes a fifth of the loop, which has links and HTTP to serve."""
 
-REST_FACTOR = 4
 REST_S_MAX = 0.05
-"""After a decision it rests for so many times what that took, and no longer than this: at most a fifth of the leader's
-loop goes into decisions, and in a busy mesh each decides more. In a quiet one it is a millisecond."""
+"""Of the pause of the same share after any decision: in a busy mesh each decides more, in a quiet one it is a
+millisecond."""
 
 PROPOSAL_DEADLINE_S = 5.0
 """A decision that is not committed by then is thrown away and made anew from the state."""
@@ -143,7 +142,7 @@ class Dispatcher:
                 commands, is_done = self._decide(began - self._leading_since)
                 if not is_done:
                     self._pause_s = min(REVIEW_S, PAUSE_SHARE * (time.monotonic() - began))
-                rest_s = min(REST_S_MAX, REST_FACTOR * (time.monotonic() - began))
+                rest_s = min(REST_S_MAX, PAUSE_SHARE * (time.monotonic() - began))
                 await self._carry_out(commands)
                 await asyncio.sleep(rest_s)
             except (ConsensusError, StorageError) as error:

@@ -314,3 +314,17 @@ def _how(bench: Bench, work: Work) -> tuple[str, bool] | None:
     outcome = bench.of(work)
     assert outcome is not None
     return None if outcome.failure is None else (outcome.failure.code, outcome.is_lost)
+
+
+def test_who_waits_too_long_behind_busy_slots_is_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WAITING_S_MAX", 0.05)
+
+    async def test() -> None:
+        async with running(tmp_path, async_slots=1) as bench:
+            busy = bench.submit("sleep_long")
+            waiting = bench.submit("sleep_long")
+            await bench.until(lambda: bool(bench.outcomes))
+            assert _how(bench, waiting) == ("waited_too_long", True)
+            assert [key.branch_index for key in bench.executor.running()] == [busy.branch_index]
+
+    drive(test)
