@@ -122,6 +122,8 @@ def _document(service: NodeService, sight: Sight, txn: Transaction, session: Ses
         second = branch.speculative
         other = names.get(second.node_id, second.node_id)
         beside = f", which is slow, and beside it on {other} in attempt {second.attempt}"
+    elif branch.status == "processing" and _has_stock(txn, branch):
+        beside = ", or waits there for the next slot"
     return {
         "branch": {
             "id": branch.id, "session_id": branch.session_id, "branch_index": branch.branch_index, "role": branch.role,
@@ -133,6 +135,17 @@ def _document(service: NodeService, sight: Sight, txn: Transaction, session: Ses
         "unblock": _fixes(held, candidates),
         "next_deadline": deadline,
     }  # fmt: skip
+
+
+def _has_stock(txn: Transaction, branch: Branch) -> bool:
+    """Whether the node of the branch has more than it has slots."""
+    member = queries.get_member(txn, branch.node_id or "")
+    offer = None if member is None else member.rituals.get(branch.ritual)
+    if member is None or offer is None:
+        return False
+    of_kind = {ritual for ritual, other in member.rituals.items() if other.kind == offer.kind}
+    held = sum(lease.node_id == member.node_id and lease.ritual in of_kind for lease in queries.leases(txn))
+    return held > (member.slots if offer.kind == "cpu" else member.async_slots)
 
 
 def _sentence(
