@@ -265,7 +265,7 @@ class Node:
     def _on_notice(self, peer: NodeId, topic: str, payload: bytes) -> None:
         if topic == LIVE_TOPIC:
             self.live.receive(peer, payload)
-        elif topic == TESTIMONY_TOPIC:
+        elif topic == TESTIMONY_TOPIC and peer not in self._leaves:  # they accuse nobody
             self.lookout.receive(peer, payload)
 
     def _has_leaf(self, peer: NodeId) -> bool:
@@ -343,9 +343,10 @@ class Node:
         for peer in self.lookout.linked():
             self._notify(peer, topic, payload)
 
-    def _notify(self, peer: NodeId, topic: str, payload: bytes) -> None:
+    def _notify(self, peer: NodeId, topic: str, payload: bytes) -> bool:
         with contextlib.suppress(MeshError):  # news are never worth a failure; the link counts what it sheds
-            self.mesh.notify(peer, topic, payload)
+            return self.mesh.notify(peer, topic, payload)
+        return False
 
     def _judge_anew(self) -> None:
         if self._share is not None:

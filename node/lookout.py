@@ -13,6 +13,9 @@ from storage.ids import InstanceId, NodeId
 TELL_S = 0.05
 """What changes together is told together: when a mesh starts, or a switch fails."""
 
+TELL_AGAIN_S = 0.5
+"""When the link to the leader had no room for it."""
+
 LOST_S = 600.0
 """So long a link that is down is remembered: far longer than anybody is still judged by it."""
 
@@ -43,12 +46,13 @@ class LinkState:
 
 
 class Lookout:
-    """`notify(peer, topic, payload)` sends; `on_change` is called when members may have to be judged anew."""
+    """`notify(peer, topic, payload)` sends, or answers False; `on_change` is called when members may have to be judged
+    anew."""
 
     def __init__(
         self,
         node_id: NodeId,
-        notify: Callable[[NodeId, str, bytes], object],
+        notify: Callable[[NodeId, str, bytes], bool],
         is_doubting: Callable[[], bool],
         on_change: Callable[[], None],
     ) -> None:
@@ -157,5 +161,7 @@ class Lookout:
             return
         testimony = self.testimony()
         if self._told != (leader, testimony):
-            self._told = (leader, testimony)
-            self._notify(leader, TOPIC, encode_testimony(testimony))
+            if self._notify(leader, TOPIC, encode_testimony(testimony)):
+                self._told = (leader, testimony)
+            else:
+                self._telling = asyncio.get_running_loop().call_later(TELL_AGAIN_S, self._tell)

@@ -237,7 +237,9 @@ class Reporter:
         self._consensus = consensus
         self._places = places
         self._now_ms = now_ms
-        self._waiting: deque[Outcome] = deque()  # bounded by the executors: one outcome a lease
+        self._waiting: deque[Outcome] = (
+            deque()
+        )  # bounded: one a lease of the executor, and what `Parent` takes from Leaf nodes
         self._answered: dict[AttemptKey, list[Callable[[], None]]] = {}
         self._woken = asyncio.Event()
         self._idle = asyncio.Event()

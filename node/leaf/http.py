@@ -7,6 +7,7 @@ them, so long-polls, event streams and backups work as on the parent itself.
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +21,7 @@ from node.http.problems import Problem
 from node.leaf import limits
 from node.leaf.request import Malformed, Passage, Request, read_request
 from node.uplinks import messages
-from node.uplinks.messages import HttpPart
+from node.uplinks.messages import HttpOpen, HttpPart
 from storage.errors import CodecError
 
 Ask = Callable[[str, bytes, float], Awaitable[bytes]]
@@ -83,6 +84,7 @@ class LeafHttp:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = 0
+        self._numbers = itertools.count(1)
         self._is_stopping = False
 
     async def start(self) -> tuple[str, int]:
@@ -164,17 +166,24 @@ class LeafHttp:
         return request.keeps_open
 
     async def _pass_on(self, request: Request, body: bytes, client: Client) -> bool:
-        try:
-            part = await self._part(messages.HTTP_OPEN, request.passed_on(body))
-        except (MeshError, CodecError) as error:
-            problem = Problem(
-                "unavailable", f"The parent of this Leaf cannot be asked: {error}.",
-                "See /status of this node; ask a Core or Edge node.",
-            )  # fmt: skip
-            await self._answer_problem(client, problem, keeps_open=request.keeps_open)
-            return request.keeps_open
+        stream = next(self._numbers)
+        opening = messages.encode(HttpOpen(stream=stream, request=request.passed_on(body)))
         async with client.watched():
-            return await self._relay(request, part, client)
+            try:
+                part = await self._part(messages.HTTP_OPEN, opening, client)
+                return part is not None and await self._relay(request, part, client)
+            except (MeshError, CodecError) as error:
+                problem = Problem(
+                    "unavailable", f"The parent of this Leaf cannot be asked: {error}.",
+                    "See /status of this node; ask a Core or Edge node.",
+                )  # fmt: skip
+                await self._answer_problem(client, problem, keeps_open=request.keeps_open)
+                return request.keeps_open
+            finally:
+                if not self._is_stopping:
+                    closing = asyncio.create_task(self._close(stream), name="close an answer")
+                    self._tasks.add(closing)
+                    closing.add_done_callback(self._tasks.discard)
 
     async def _relay(self, request: Request, part: HttpPart, client: Client) -> bool:
         """Until the answer is over, the client is gone, or the parent is."""
@@ -186,32 +195,27 @@ class LeafHttp:
                     await client.write(data)
                 if passage.is_whole:
                     return request.keeps_open
-                if part.is_end or client.is_gone.is_set():
+                if part.is_end:
                     return False
-                part = await self._next(part.stream, client)
+                more = await self._part(messages.HTTP_MORE, messages.encode(part.stream), client)
+                if more is None:
+                    return False
+                part = more
         except (MeshError, CodecError, Malformed) as error:
             log.info("answer_broken_off", path=request.path, reason=str(error))
             return False
-        finally:
-            if not part.is_end:  # nobody waits for that
-                closing = asyncio.create_task(self._close(part.stream), name="close an answer")
-                self._tasks.add(closing)
-                closing.add_done_callback(self._tasks.discard)
 
-    async def _next(self, stream: int, client: Client) -> HttpPart:
-        """The next part, or nothing when the client hangs up first."""
-        more = asyncio.create_task(self._part(messages.HTTP_MORE, messages.encode(stream)), name="next part")
+    async def _part(self, method: str, payload: bytes, client: Client) -> HttpPart | None:
+        """What the parent answers, or nothing when the client hangs up first."""
+        asking = asyncio.ensure_future(self._ask(method, payload, limits.HTTP_ANSWER_S))
         gone = asyncio.create_task(client.is_gone.wait(), name="client gone")
         try:
-            await asyncio.wait((more, gone), return_when=asyncio.FIRST_COMPLETED)
-            return await more if more.done() else HttpPart(stream=stream, data=b"", is_end=True)
+            await asyncio.wait((asking, gone), return_when=asyncio.FIRST_COMPLETED)
+            return messages.decode(await asking, HttpPart) if asking.done() else None
         finally:
-            for task in (more, gone):
-                task.cancel()  # the parent gives the answer up when nobody asks for it any more
-            await asyncio.gather(more, gone, return_exceptions=True)
-
-    async def _part(self, method: str, payload: bytes) -> HttpPart:
-        return messages.decode(await self._ask(method, payload, limits.HTTP_ANSWER_S), HttpPart)
+            asking.cancel()
+            gone.cancel()
+            await asyncio.gather(asking, gone, return_exceptions=True)
 
     async def _close(self, stream: int) -> None:
         with contextlib.suppress(MeshError):

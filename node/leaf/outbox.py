@@ -6,6 +6,7 @@ Rules:
 - what is on the disk goes first and in order; a file may be delivered twice (a crash before it is deleted), which
   changes nothing: attempts have numbers.
 - a file is written whole (temporary, fsync, rename, fsync of the folder) and proves itself by its digest.
+- a disk that takes nothing, not even a deletion, keeps nobody from delivering.
 """
 
 import asyncio
@@ -68,6 +69,8 @@ class Outbox:
     def open(self) -> None:
         """What a former start has left. Blocking."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in self._directory.glob(f".*{SUFFIX}.*"):  # of a process that was killed while it wrote
+            _delete(path)
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
             self._kept.append(_Kept(path, path.stat().st_size))
             with contextlib.suppress(ValueError):
@@ -127,7 +130,7 @@ class Outbox:
         self._number += 1
         path = self._directory / f"{self._number:012d}{SUFFIX}"
         data = codec.digest(content) + content
-        self._make_room(len(data))
+        await self._make_room(len(data))
         try:
             await asyncio.to_thread(write_private, path, data)
         except OSError as error:
@@ -143,13 +146,14 @@ class Outbox:
         log.info("results_kept", results=len(taken), files=len(self._kept))
         self._woken.set()
 
-    def _make_room(self, size_bytes: int) -> None:
+    async def _make_room(self, size_bytes: int) -> None:
         total = sum(kept.size_bytes for kept in self._kept) + size_bytes
         while self._kept and (total > limits.KEPT_BYTES_MAX or len(self._kept) >= limits.KEPT_FILES_MAX):
             oldest = self._kept.popleft()
             total -= oldest.size_bytes
-            self._note_dropped(len(_read(oldest.path)), "disk")
-            oldest.path.unlink(missing_ok=True)
+            dropped = await asyncio.to_thread(_read, oldest.path)
+            self._note_dropped(0 if dropped is None else len(dropped), "disk")
+            await asyncio.to_thread(_delete, oldest.path)
 
     def _note_dropped(self, count: int, where: str) -> None:
         if self.dropped == 0 and count:
@@ -163,9 +167,10 @@ class Outbox:
         while self._kept:
             kept = self._kept[0]
             signed = await asyncio.to_thread(_read, kept.path)
-            for batch in _batches(signed):
-                self._settle(await report(batch))
-            await asyncio.to_thread(kept.path.unlink, missing_ok=True)
+            for batch in _batches(signed or ()):
+                self._settle(batch, await report(batch))
+            if signed is not None:
+                await asyncio.to_thread(_delete, kept.path)
             if self._kept and self._kept[0] is kept:
                 self._kept.popleft()
 
@@ -179,15 +184,21 @@ class Outbox:
                 self._woken.clear()
                 await self._woken.wait()
                 continue
-            self._settle(await report(batch))
+            self._settle(batch, await report(batch))
 
-    def _settle(self, verdicts: list[Verdict]) -> None:
-        for verdict in verdicts:
-            self._waiting.pop(AttemptKey(*verdict.key), None)
-            if verdict.result != "recorded":
+    def _settle(self, batch: list[SignedOutcome], verdicts: list[Verdict]) -> None:
+        """What the mesh says nothing of it could not read."""
+        results = {AttemptKey(*verdict.key): verdict.result for verdict in verdicts}
+        for signed in batch:
+            outcome = messages.outcome_of(signed.content)
+            key = None if outcome is None else messages.key_of(outcome)
+            result = "unreadable" if key is None else results.get(key, "unreadable")
+            if key is not None:
+                self._waiting.pop(key, None)
+            if result != "recorded":
                 self.superseded += 1
-                key = verdict.key
-                log.info("result_not_recorded", session=key[0], branch=key[1], attempt=key[2], reason=verdict.result)
+                session, branch, attempt = key or (None, None, None)
+                log.info("result_not_recorded", session=session, branch=branch, attempt=attempt, reason=result)
 
 
 def _batches(signed: Iterable[SignedOutcome]) -> Iterator[list[SignedOutcome]]:
@@ -206,14 +217,26 @@ def _batches(signed: Iterable[SignedOutcome]) -> Iterator[list[SignedOutcome]]:
         yield batch
 
 
-def _read(path: Path) -> list[SignedOutcome]:
-    """What is in a file; nothing if it is damaged."""
+def _delete(path: Path) -> None:
+    """What stays is delivered again at the next start, which changes nothing."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("kept_results_not_deleted", file=str(path), reason=str(error))
+
+
+def _read(path: Path) -> list[SignedOutcome] | None:
+    """What is in a file; nothing if it is damaged. None: it could not be read now, and waits for the next start."""
     try:
         data = path.read_bytes()
+    except OSError as error:
+        log.warning("kept_results_not_read", file=str(path), reason=str(error))
+        return None
+    try:
         content = data[codec.DIGEST_BYTES :]
         if codec.digest(content) != data[: codec.DIGEST_BYTES]:
             raise CodecError("malformed", "the digest does not match")
         return codec.decode(content, list[SignedOutcome])
-    except (OSError, CodecError) as error:
+    except CodecError as error:
         log.warning("kept_results_damaged", file=str(path), reason=str(error))
         return []

@@ -9,11 +9,12 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
 from mesh.discovery.remembered import load_peers, save_peers
-from mesh.errors import MeshError, PeerUnavailable
+from mesh.errors import MeshError, PeerUnavailable, RemoteFailed
 from mesh.links.book import KnownPeer
 from mesh.parents import Alternative, Candidates, Sample, choose
 from mesh.uplink import Answered, Uplinks
@@ -241,18 +242,25 @@ class Uplink:
         parent = self.parent
         assert parent is not None
         work = asyncio.create_task(self._work_with(parent), name="work with the parent")
+        lost = asyncio.create_task(self._lost.wait(), name="parent lost")
         try:
-            await self._lost.wait()
+            await asyncio.wait((work, lost), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            await _ended(work, lost)
         self._lost.clear()
-        if self.parent is not None and not self._links.is_up(self.parent):  # not changed, but lost
+        if self._is_lost() and self._moving is not None:  # it would attach while another parent is looked for
+            await _ended(self._moving)
+        if self._is_lost():  # not changed
             self.told, self.since, self.is_registered = None, time.monotonic(), False
             self.trouble = "the parent is lost: looking for another one"
             self._outbox.is_cut_off = True
             self._candidates.hurry()
             await asyncio.sleep(self._rng.random() * limits.ORPHAN_JITTER_S)
+
+    def _is_lost(self) -> bool:
+        return self.parent is None or not self._links.is_up(self.parent)
 
     async def _work_with(self, parent: NodeId) -> None:
         """What a former start has left goes first: once this one is registered, it counts no more."""
@@ -274,10 +282,10 @@ class Uplink:
                     self._again.set()
                     raise
 
-        await self._insist(lambda: self._outbox.deliver_kept(report))
-        await asyncio.gather(self._insist(register), self._insist(deliver))
+        await self._insist(parent, lambda: self._outbox.deliver_kept(report))
+        await asyncio.gather(self._insist(parent, register), self._insist(parent, deliver))
 
-    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _insist(self, parent: NodeId, work: Callable[[], Awaitable[None]]) -> None:
         """Again and again, over what the parent cannot do at the moment."""
         told = ""
         while True:
@@ -287,6 +295,8 @@ class Uplink:
                 if str(error) != told:
                     told = str(error)
                     log.warning("parent_cannot_yet", reason=told)
+                if isinstance(error, RemoteFailed) and error.code == "not_attached":  # it knows nothing of this Leaf
+                    self._links.drop(parent, error.code)
             await asyncio.sleep(limits.PAUSE_S)
 
     async def _register(self, parent: NodeId) -> None:
@@ -354,20 +364,28 @@ class Uplink:
         former = self.parent
         if former is None or to.node_id == former:
             return
-        answered = await self._links.ask(to.addresses)
-        sample = answered.sample
-        if sample is None:
-            return
-        here_s = self._links.rtt_s(former) or 0.0
-        is_near = sample.rtt_s <= limits.MOVE_RTT_FACTOR * here_s + limits.MOVE_RTT_SLACK_S
-        if sample.node_id != to.node_id or not sample.has_room or not is_near or not await self._attach(to.node_id):
-            if sample.node_id != self.parent:
-                self._links.drop(sample.node_id, "not_chosen")
-            return
-        self._lost.set()
-        self._links.drop(former, "not_chosen")
+        answering = to.node_id
+        try:
+            sample = (await self._links.ask(to.addresses)).sample
+            if sample is None:
+                return
+            answering = sample.node_id
+            here_s = self._links.rtt_s(former) or 0.0
+            is_near = sample.rtt_s <= limits.MOVE_RTT_FACTOR * here_s + limits.MOVE_RTT_SLACK_S
+            if sample.node_id == to.node_id and sample.has_room and is_near and await self._attach(to.node_id):
+                self._lost.set()
+                self._links.drop(former, "not_chosen")
+        finally:
+            if answering != self.parent:
+                self._links.drop(answering, "not_chosen")
 
     def _share(self, topic: str, payload: bytes) -> None:
         if self.parent is not None:
             with contextlib.suppress(MeshError):
                 self._links.notify(self.parent, topic, payload)
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -29,6 +29,9 @@ OUTCOME_BYTES_PER_MESSAGE_MAX: Final = 1024 * 1024
 RECORD_S: Final = 60.0
 """For outcomes to be recorded before the report is answered with a failure, and comes again."""
 
+RECORDING_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Outcomes of all Leaf nodes that wait here to be recorded; they keep what is beyond, and report it again."""
+
 ALTERNATIVES_MAX: Final = 16
 """Told to each Leaf, those that bear least first."""
 

@@ -107,6 +107,14 @@ class Verdict(Row, frozen=True, kw_only=True):
     result: str
 
 
+class HttpOpen(Row, frozen=True, kw_only=True):
+    """A request, under a number that the Leaf has not used on this link: it can end the answer before it has heard of
+    it."""
+
+    stream: int
+    request: bytes
+
+
 class HttpPart(Row, frozen=True, kw_only=True):
     """Of an answer: raw bytes of HTTP. `is_end`: there are no more."""
 

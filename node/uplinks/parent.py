@@ -13,7 +13,7 @@ Rules:
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -40,6 +40,7 @@ from node.uplinks.limits import (
     OUTCOMES_PER_MESSAGE_MAX,
     PHRASES_MAX,
     RECORD_S,
+    RECORDING_BYTES_MAX,
     TELL_PERIOD_S,
     UPLINKS_MAX,
 )
@@ -79,7 +80,6 @@ class _Leaf:
     pushing: asyncio.Task[None] | None = None
     is_registered: bool = False
     told: Told | None = None
-    recording: dict[AttemptKey, asyncio.Future[None]] = field(default_factory=dict)
 
 
 class Parent:
@@ -107,6 +107,8 @@ class Parent:
         self._knocking: dict[NodeId, float] = {}
         self._leaves: dict[NodeId, _Leaf] = {}
         self._gone: dict[NodeId, tuple[InstanceId, float]] = {}
+        self._recording: dict[tuple[NodeId, AttemptKey], asyncio.Future[None]] = {}
+        self._recording_bytes = 0
         self._settled_at = time.monotonic()
         mesh.serve(messages.ATTACH, self._attach)
         mesh.serve(messages.REPORT, self._report)
@@ -236,27 +238,27 @@ class Parent:
         return messages.encode(Registered(stop=[key for key in offer.running if key not in current]))
 
     async def _report(self, peer: NodeId, payload: bytes) -> bytes:
-        leaf = self._attached(peer)
+        self._attached(peer)
         signed = messages.decode(payload, list[SignedOutcome])[:OUTCOMES_PER_MESSAGE_MAX]
         context = messages.context(self._facts.mesh_name)
         verdicts: list[Verdict] = []
-        outcomes: list[Outcome] = []
+        outcomes: list[tuple[Outcome, int]] = []
         for one in signed:
             outcome = messages.outcome_of(one.content)
-            if outcome is None:
-                raise UplinkError("malformed", "an outcome cannot be read")
-            if outcome.node_id == peer and is_proven(peer, one.proof, context + one.content):
-                outcomes.append(outcome)
+            if outcome is None:  # of another version, kept on the disk: it must not keep the Leaf from registering
+                log.warning("outcome_not_read", leaf=peer, size_bytes=len(one.content))
+            elif outcome.node_id == peer and is_proven(peer, one.proof, context + one.content):
+                outcomes.append((outcome, len(one.content)))
             else:
                 log.warning("outcome_not_proven", leaf=peer, session=outcome.session_id, branch=outcome.branch_index)
                 verdicts.append(Verdict(key=messages.key_of(outcome), result="refused"))
         try:
             async with asyncio.timeout(RECORD_S):
-                await asyncio.gather(*(self._record(leaf, outcome) for outcome in outcomes))
+                await asyncio.gather(*[self._record(peer, outcome, size_bytes) for outcome, size_bytes in outcomes])
         except TimeoutError:
             raise UplinkError("not_recorded_yet", "no majority has answered: report again") from None
         with self._consensus.read() as txn:
-            for outcome in outcomes:
+            for outcome, _ in outcomes:
                 branch = queries.get_branch(txn, outcome.session_id, outcome.branch_index)
                 is_current = branch is not None and branch.attempt == outcome.attempt
                 is_recorded = outcome.knowledge is None or (
@@ -267,20 +269,23 @@ class Parent:
                 )
         return messages.encode(verdicts)
 
-    async def _record(self, leaf: _Leaf, outcome: Outcome) -> None:
-        """Once, however often the Leaf repeats it while it waits."""
-        key = messages.key_of(outcome)
-        waiting = leaf.recording.get(key)
+    def _record(self, peer: NodeId, outcome: Outcome, size_bytes: int) -> asyncio.Future[None]:
+        """Once, however often the Leaf repeats it while it waits, also over another uplink."""
+        key = (peer, messages.key_of(outcome))
+        waiting = self._recording.get(key)
         if waiting is None:
-            future = waiting = leaf.recording[key] = asyncio.get_running_loop().create_future()
+            if self._recording and self._recording_bytes + size_bytes > RECORDING_BYTES_MAX:
+                raise UplinkError("busy", "too many outcomes wait for a majority: report again later")
+            waiting = self._recording[key] = asyncio.get_running_loop().create_future()
+            self._recording_bytes += size_bytes
 
             def answered() -> None:
-                leaf.recording.pop(key, None)
-                if not future.done():
+                if (future := self._recording.pop(key, None)) is not None:
+                    self._recording_bytes -= size_bytes
                     future.set_result(None)
 
             self._reporter.add(outcome, answered)
-        await asyncio.shield(waiting)
+        return asyncio.shield(waiting)
 
     async def _seen(self, peer: NodeId, payload: bytes) -> bytes:
         self._attached(peer)
@@ -308,8 +313,8 @@ class Parent:
             match numbered.event:
                 case MemberRegistered() | MemberStatusChanged() as event if event.node_id in self._leaves:
                     self._check(self._leaves[event.node_id])
-                case MemberRegistered() as event:
-                    self._miss(event.node_id)
+                case MemberRegistered() as event:  # here perhaps, only after its uplink is gone: it was under way
+                    self._gone[event.node_id] = (event.instance_id, time.monotonic())
                 case _:
                     pass
 
@@ -318,12 +323,6 @@ class Parent:
         member = self._member(leaf.node_id)
         if leaf.is_registered and not self._is_here(member, leaf.instance_id):
             self._mesh.notify(leaf.node_id, messages.AGAIN, b"")
-
-    def _miss(self, node_id: NodeId) -> None:
-        """A Leaf may be registered here only after its uplink is gone: the registration was under way."""
-        member = self._member(node_id)
-        if member is not None and self._is_here(member, member.instance_id):
-            self._gone.setdefault(node_id, (member.instance_id, time.monotonic()))
 
     def _is_here(self, member: Member | None, instance_id: InstanceId) -> bool:
         return (
@@ -370,7 +369,11 @@ class Parent:
         for node_id, (instance_id, since) in list(self._gone.items()):
             if (now - since) * 1000 < GONE_MS:
                 continue
-            member = self._member(node_id)
+            try:
+                with self._consensus.read() as txn:
+                    member = queries.get_member(txn, node_id)
+            except (ConsensusError, StorageError):
+                return  # the next look may see more
             if member is None or not self._is_here(member, instance_id) or member.status == "left":
                 self._gone.pop(node_id, None)
                 continue

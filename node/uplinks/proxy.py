@@ -1,5 +1,6 @@
 """Requests of a Leaf's clients, answered by this node. The Leaf opens one with the bytes of the request, and asks for
-the answer part by part: what its client does not take stays here, and whoever writes it waits."""
+the answer part by part: what its client does not take stays here, and whoever writes it waits. When the client goes
+away the Leaf says so (`close`)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -8,7 +9,7 @@ from typing import Any, Protocol
 from node.uplinks import messages
 from node.uplinks.errors import UplinkError
 from node.uplinks.limits import HTTP_IDLE_S, HTTP_PART_BYTES_MAX, HTTP_STREAMS_MAX, HTTP_WAIT_S
-from node.uplinks.messages import HttpPart
+from node.uplinks.messages import HttpOpen, HttpPart
 from storage.ids import NodeId
 
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -35,7 +36,6 @@ class Proxy:
         self._connect = connect
         self._is_attached = is_attached
         self._streams: dict[NodeId, dict[int, _Stream]] = {}
-        self._last = 0
         mesh.serve(messages.HTTP_OPEN, self._open)
         mesh.serve(messages.HTTP_MORE, self._more)
         mesh.serve(messages.HTTP_CLOSE, self._close)
@@ -45,25 +45,26 @@ class Proxy:
         for number in list(self._streams.get(peer, ())):
             self._end(peer, number)
 
-    async def _open(self, peer: NodeId, request: bytes) -> bytes:
-        self._check(peer)
+    async def _open(self, peer: NodeId, payload: bytes) -> bytes:
+        opened = messages.decode(payload, HttpOpen)
+        self._check(peer, opened.stream)
         reader, writer = await self._connect()
         try:
-            self._check(peer)  # the link may be gone, and others may have been opened meanwhile
+            self._check(peer, opened.stream)  # the link may be gone, and others may have been opened meanwhile
         except UplinkError:
             writer.close()
             raise
-        self._last += 1
-        number = self._last
-        self._streams.setdefault(peer, {})[number] = _Stream(reader, writer)
-        writer.write(request)
-        return await self._part(peer, number)
+        self._streams.setdefault(peer, {})[opened.stream] = _Stream(reader, writer)
+        writer.write(opened.request)
+        return await self._part(peer, opened.stream)
 
-    def _check(self, peer: NodeId) -> None:
+    def _check(self, peer: NodeId, number: int) -> None:
         if not self._is_attached(peer):
             raise UplinkError("not_attached", "attach first")
         if len(self._streams.get(peer, ())) >= HTTP_STREAMS_MAX:
             raise UplinkError("busy", f"{HTTP_STREAMS_MAX} requests of this Leaf are being answered")
+        if number in self._streams.get(peer, ()):
+            raise UplinkError("malformed", "this number is in use")
 
     async def _more(self, peer: NodeId, payload: bytes) -> bytes:
         return await self._part(peer, messages.decode(payload, int))
@@ -107,4 +108,4 @@ class Proxy:
         if stream is not None:
             if stream.idle is not None:
                 stream.idle.cancel()
-            stream.writer.close()
+            stream.writer.transport.abort()  # what is not taken yet is for nobody

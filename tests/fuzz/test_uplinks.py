@@ -18,6 +18,7 @@ from node.uplinks.messages import (
     Assigned,
     Attach,
     Attached,
+    HttpOpen,
     HttpPart,
     Register,
     Registered,
@@ -29,8 +30,8 @@ from storage.errors import CodecError
 from storage.ids import NodeId
 
 KINDS: list[Any] = [
-    Attach, Attached, Told, Register, Registered, list[Assigned], list[SignedOutcome], list[Verdict], HttpPart,
-    Alternative, list[AttemptKey], list[str], dict[str, int],
+    Attach, Attached, Told, Register, Registered, list[Assigned], list[SignedOutcome], list[Verdict], HttpOpen,
+    HttpPart, Alternative, list[AttemptKey], list[str], dict[str, int],
 ]  # fmt: skip
 
 plain = st.recursive(

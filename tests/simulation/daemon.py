@@ -167,8 +167,9 @@ class Daemon(Life):
         if is_final or not isinstance(error, DiskFull):
             self.world.clock.fail(error)
 
-    def _notify(self, peer: NodeId, topic: str, payload: bytes) -> None:
+    def _notify(self, peer: NodeId, topic: str, payload: bytes) -> bool:
         self.world.network.send(self.node_id, peer, Envelope("notice", payload, method=topic), "notice")
+        return True
 
     def _judge_anew(self) -> None:
         if self.share is not None:

@@ -1,6 +1,7 @@
 """What a Leaf has finished: in memory, on the disk, and away when the mesh has answered."""
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from node.leaf import limits
 from node.leaf.outbox import Outbox
 from node.uplinks import messages
 from node.uplinks.messages import SignedOutcome, Verdict
+from storage import codec
 from storage.ids import SessionId
 
 IDENTITY = Identity.generate()
@@ -192,3 +194,82 @@ def test_large_results_go_in_several_reports(tmp_path: Path) -> None:
         assert max(sizes) <= limits.OUTCOME_BYTES_PER_REPORT_MAX
 
     run(test)
+
+
+def test_results_of_another_version_are_given_up_and_hold_up_nobody(tmp_path: Path) -> None:
+    async def test() -> None:
+        box, mesh = outbox(tmp_path), Mesh()
+        strange = [SignedOutcome(content=b"strange", proof=b"")]
+        content = codec.encode(strange)
+        (tmp_path / "results" / f"{1:012d}.results").write_bytes(codec.digest(content) + content)
+        box = outbox(tmp_path)
+        box.add(outcome(0))
+        await delivered(box, mesh)
+        assert (mesh.got, box.counts["kept_files"], box.counts["superseded"]) == ([0], 0, 1)
+
+    run(test)
+
+
+def test_what_the_mesh_cannot_read_is_not_said_for_ever(tmp_path: Path) -> None:
+    async def test() -> None:
+        box = outbox(tmp_path)
+
+        async def report(signed: list[SignedOutcome]) -> list[Verdict]:
+            return []
+
+        box.add(outcome(0))
+        task = asyncio.create_task(box.deliver(report))
+        await box.wait_idle()
+        task.cancel()
+        assert box.counts == {"waiting": 0, "kept_files": 0, "kept_bytes": 0, "dropped": 0, "superseded": 1}
+
+    run(test)
+
+
+def test_a_disk_that_cannot_be_written_any_more_does_not_keep_results_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        box, mesh = outbox(tmp_path), Mesh()
+        box.add(outcome(0))
+        await box.keep()
+
+        def fail(path: Path, missing_ok: bool = False) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", fail)
+            box.add(outcome(1))
+            await delivered(box, mesh)
+        assert mesh.got == [0, 1]
+        assert box.counts["kept_files"] == 0
+
+    run(test)
+
+
+def test_a_file_that_cannot_be_read_now_waits_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        box, mesh = outbox(tmp_path), Mesh()
+        box.add(outcome(0))
+        await box.keep()
+
+        def fail(path: Path) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", fail)
+            await box.deliver_kept(mesh.report)
+        assert mesh.got == []
+        await outbox(tmp_path).deliver_kept(mesh.report)
+        assert mesh.got == [0]
+
+    run(test)
+
+
+def test_what_a_killed_process_has_half_written_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f".{1:012d}.results.4711.abcdef01").write_bytes(b"half")
+    outbox(tmp_path)
+    assert not list((tmp_path / "results").iterdir())

@@ -8,15 +8,20 @@ from typing import Any, cast
 
 import pytest
 
-from mesh.parents import Candidates
+from mesh.errors import RemoteFailed
+from mesh.parents import Alternative, Candidates, Sample
+from mesh.uplink import Answered
 from node.executor.work import BranchInput, Work
+from node.leaf.multicast import Multicast
+from node.leaf.outbox import Outbox
 from node.leaf.uplink import Uplink
 from node.uplinks import messages
 from node.uplinks.errors import UplinkError
-from node.uplinks.messages import Assigned, Attached, Told
+from node.uplinks.messages import Assigned, Attached, Register, Registered, Told
 from storage.ids import NodeId, SessionId
 
 FIRST, SECOND = NodeId("a" * 26), NodeId("b" * 26)
+OFFER = Register(name="leaf-1", http_address="", slots=1, async_slots=1, rituals={}, software="0", at_ms=1)
 
 
 class Links:
@@ -69,3 +74,97 @@ def test_inputs_that_a_former_parent_did_not_send_whole_count_no_more(tmp_path: 
         assert [[one.branch_index for one in work.inputs or ()] for work in got] == [[0, 1]]
 
     asyncio.run(main())
+
+
+class Parents(Links):
+    """Two that take this Leaf; the second one's answer waits for `gate`. Both forget it when it registers, `forgets`
+    times."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self.up: set[NodeId] = set()
+        self.gate = asyncio.Event()
+        self.forgets = 0
+        self.attached: list[NodeId] = []
+        self.on_link_down: Any = None
+        self.on_notice: Any = None
+
+    async def ask(self, addresses: tuple[str, ...]) -> Answered:
+        peer = NodeId(addresses[0])
+        self.up.add(peer)
+        return Answered(Sample(peer, "core", 0.001, 0, 10))
+
+    async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
+        if peer == SECOND and method == messages.ATTACH:
+            await self.gate.wait()
+        if method == messages.ATTACH:
+            self.attached.append(peer)
+        if method == messages.REGISTER:
+            if self.forgets:
+                self.forgets -= 1
+                raise RemoteFailed("not_attached", "attach first")
+            return messages.encode(Registered())
+        return await super().request(peer, method, payload, timeout_s)
+
+    def is_up(self, peer: NodeId) -> bool:
+        return peer in self.up
+
+    def rtt_s(self, peer: NodeId) -> float:
+        return 0.001
+
+    def drop(self, peer: NodeId, code: str) -> None:
+        if peer in self.up:
+            self.up.discard(peer)
+            self.on_link_down(peer, code)
+
+
+def hanging(tmp_path: Path, links: Parents) -> Uplink:
+    outbox = Outbox(tmp_path / "results", lambda content: b"", "home")
+    uplink = Uplink(
+        "leaf-1", cast(Any, links), Candidates([FIRST]), outbox, lambda running: OFFER,
+        Multicast("home", "auto", is_wanted=False), random.Random(1),
+    )  # fmt: skip
+    uplink.executor = cast(Any, SimpleNamespace(running=list))
+    return uplink
+
+
+async def registered(uplink: Uplink) -> None:
+    while not uplink.is_registered:
+        await asyncio.sleep(0.001)
+
+
+def test_a_parent_that_is_lost_during_a_move_leaves_one_parent_not_two(tmp_path: Path) -> None:
+    async def main() -> None:
+        links = Parents(tmp_path)
+        uplink = hanging(tmp_path, links)
+        running = asyncio.create_task(uplink.run())
+        await registered(uplink)
+        uplink._on_notice(FIRST, messages.MOVE, messages.encode(Alternative(SECOND, "second", "core", (SECOND,))))
+        while SECOND not in links.up:
+            await asyncio.sleep(0.001)
+        links.drop(FIRST, "silent")
+        while uplink.is_registered:
+            await asyncio.sleep(0.001)
+        await registered(uplink)
+        links.gate.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert links.up == {uplink.parent}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_parent_that_has_forgotten_this_leaf_is_left(tmp_path: Path) -> None:
+    async def main() -> None:
+        links = Parents(tmp_path)
+        links.forgets = 1
+        uplink = hanging(tmp_path, links)
+        running = asyncio.create_task(uplink.run())
+        await registered(uplink)
+        assert links.attached == [FIRST, FIRST]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(main(), 20))

@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from node import lookout as module
+from node.app import Node
 from node.lookout import Lookout
 from node.scheduler.testimony import TOPIC, Testimony, decode_testimony, encode_testimony
 from storage.ids import InstanceId, NodeId
@@ -18,14 +21,19 @@ class World:
     def __init__(self) -> None:
         self.told: list[tuple[NodeId, Testimony]] = []
         self.changes = 0
+        self.sheds = 0
         self.is_doubting = False
         self.lookout = Lookout(A, self._notify, lambda: self.is_doubting, self._changed)
 
-    def _notify(self, peer: NodeId, topic: str, payload: bytes) -> None:
+    def _notify(self, peer: NodeId, topic: str, payload: bytes) -> bool:
         assert topic == TOPIC
+        if self.sheds:
+            self.sheds -= 1
+            return False
         said = decode_testimony(payload)
         assert said is not None
         self.told.append((peer, said))
+        return True
 
     def _changed(self) -> None:
         self.changes += 1
@@ -38,6 +46,7 @@ class World:
 
 def run(scenario: Callable[[World], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(module, "TELL_S", 0.001)
+    monkeypatch.setattr(module, "TELL_AGAIN_S", 0.001)
     world = World()
     asyncio.run(asyncio.wait_for(scenario(world), 20))  # type: ignore[arg-type]
     return world
@@ -70,6 +79,17 @@ def test_the_leader_is_told_everything_once_and_again_only_when_it_has_changed(
         lookout.doubt()
         await world.settle()
         assert world.told[-1][1].is_doubting
+
+    run(scenario, monkeypatch)
+
+
+def test_what_the_link_had_no_room_for_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        world.sheds = 2
+        world.lookout.link_up(B, ONE)
+        world.lookout.turn_to(B)
+        await world.settle()
+        assert (world.sheds, world.told) == (0, [(B, Testimony(heard={B: ONE}))])
 
     run(scenario, monkeypatch)
 
@@ -128,3 +148,12 @@ def test_links_that_ended_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch
         assert world.lookout.outlook().links == {}
 
     run(scenario, monkeypatch)
+
+
+def test_a_leaf_accuses_nobody() -> None:
+    heard: list[NodeId] = []
+    lookout = SimpleNamespace(receive=lambda peer, payload: heard.append(peer))
+    node = cast(Node, SimpleNamespace(_leaves={B}, lookout=lookout))
+    for peer in (B, C):
+        Node._on_notice(node, peer, TOPIC, encode_testimony(Testimony()))
+    assert heard == [C]

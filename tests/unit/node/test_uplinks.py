@@ -1,30 +1,35 @@
 """What a parent does for its Leaf nodes."""
 
 import asyncio
-import contextlib
-import socket
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from consensus.errors import Unavailable
 from consensus.state import queries
 from consensus.state.commands import AssignBranches, Assignment, BranchSpec, Outcome, RegisterMember, SubmitSession
 from consensus.state.rows import Knowledge, Member, RitualOffer
 from mesh.errors import PeerUnavailable
 from mesh.handshake import Hello
 from mesh.identity import Identity
-from node.executor.work import AttemptKey, BranchInput, Work
+from node.executor.work import AttemptKey
 from node.service.ports import NodeFacts
 from node.uplinks import messages
 from node.uplinks import parent as parent_module
 from node.uplinks.errors import UplinkError
-from node.uplinks.limits import WORK_BYTES_PER_MESSAGE_MAX, WORKS_PER_MESSAGE_MAX
-from node.uplinks.line import Line
-from node.uplinks.messages import Assigned, Attach, Attached, HttpPart, Register, Registered, SignedOutcome, Verdict
+from node.uplinks.messages import (
+    Assigned,
+    Attach,
+    Attached,
+    Register,
+    Registered,
+    SignedOutcome,
+    Verdict,
+)
 from node.uplinks.parent import Parent
-from node.uplinks.proxy import Proxy
 from node.work import Assignments, Places, Reporter
 from storage.ids import InstanceId, NodeId, SessionId
 from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinGroup
@@ -333,6 +338,66 @@ def test_a_leaf_whose_registration_comes_through_after_it_has_gone_is_dead(monke
     run(test)
 
 
+def test_a_leaf_that_is_gone_is_not_forgotten_while_the_replica_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(house: House) -> None:
+        monkeypatch.setattr(parent_module, "GONE_MS", 0)
+        house.link()
+        await house.attach()
+        await house.register()
+        house.parent.link_down(LEAF.node_id)
+
+        def fail() -> None:
+            raise Unavailable("recovering", "not now")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(house.group, "read", fail)
+            await house.parent._bury(time.monotonic())
+        await house.parent._bury(time.monotonic())
+        assert house.member().status == "dead"
+
+    run(test)
+
+
+def test_an_outcome_that_cannot_be_read_does_not_hold_up_the_others() -> None:
+    async def test(house: House) -> None:
+        house.link()
+        await house.attach()
+        await house.register()
+        house.submit()
+        house.assign()
+        content = messages.encode(outcome())
+        signed = [
+            SignedOutcome(content=b"of another version", proof=b""),
+            SignedOutcome(content=content, proof=LEAF.sign(messages.context("home") + content)),
+        ]
+        verdicts = messages.decode(await house.ask(messages.REPORT, signed), list[Verdict])
+        assert [(one.key, one.result) for one in verdicts] == [(AttemptKey(SESSION, 0, 1), "recorded")]
+
+    run(test)
+
+
+def test_what_waits_for_a_majority_is_taken_once_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(house: House) -> None:
+        monkeypatch.setattr(parent_module, "RECORD_S", 0.01)
+        monkeypatch.setattr(parent_module, "RECORDING_BYTES_MAX", 4 * len(messages.encode(outcome())))
+        taken: list[Outcome] = []
+        monkeypatch.setattr(house.reporter, "add", lambda outcome, answered: taken.append(outcome))
+        for _ in range(3):
+            house.link()
+            await house.attach()
+            with pytest.raises(UplinkError, match="report again"):
+                await house.report(outcome(0), outcome(1))
+        assert [one.branch_index for one in taken] == [0, 1]
+        with pytest.raises(UplinkError, match="too many") as refused:
+            await house.report(*(outcome(index) for index in range(10)))
+        assert refused.value.code == "busy"
+        assert len(taken) == 4
+
+    run(test)
+
+
 def test_a_leaf_that_others_say_is_dead_is_told_to_register_again() -> None:
     async def test(house: House) -> None:
         house.link()
@@ -364,127 +429,3 @@ def test_a_leaf_that_takes_no_work_loses_its_uplink() -> None:
         assert house.status() == "processing", "it is leased, and sent again to whoever attaches"
 
     run(test)
-
-
-def work(index: int, inputs: list[BranchInput] | None = None) -> Work:
-    return Work(
-        session_id=SESSION, branch_index=index, attempt=1, ritual="echo", task="x", parameters={}, seed=1,
-        timeout_ms=1, inputs=inputs,
-    )  # fmt: skip
-
-
-def received(sent: list[bytes]) -> list[Assigned]:
-    return [one for payload in sent for one in messages.decode(payload, list[Assigned])]
-
-
-def test_work_goes_in_batches_and_large_inputs_in_parts() -> None:
-    async def main() -> None:
-        sent: list[bytes] = []
-
-        async def request(method: str, payload: bytes, timeout_s: float) -> bytes:
-            sent.append(payload)
-            return b""
-
-        line = Line(request, lambda topic, payload: None)
-        for index in range(WORKS_PER_MESSAGE_MAX + 1):
-            line.submit(work(index))
-        big = [
-            BranchInput(
-                branch_index=i, task="t", ritual="echo", ritual_version="1", node_id="n", attempt=1,
-                status="completed", duration_ms=1, knowledge=Knowledge(result="x" * 60_000),
-            )
-            for i in range(40)
-        ]  # fmt: skip
-        line.submit(work(1_000, big))
-        task = asyncio.create_task(line.run())
-        while not any(one.is_last and one.inputs for one in received(sent)):
-            await asyncio.sleep(0)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        assert max(map(len, sent)) < WORK_BYTES_PER_MESSAGE_MAX + 70_000
-        got = received(sent)
-        assert [one.work.branch_index for one in got if one.is_last] == [*range(WORKS_PER_MESSAGE_MAX + 1), 1_000]
-        parts = [one for one in got if one.work.branch_index == 1_000]
-        assert [item.branch_index for part in parts for item in part.inputs] == list(range(40))
-
-    asyncio.run(main())
-
-
-def test_work_that_waits_for_a_later_batch_can_be_cancelled() -> None:
-    async def main() -> None:
-        sent: list[bytes] = []
-        stopped: list[bytes] = []
-        answered = asyncio.Event()
-
-        async def request(method: str, payload: bytes, timeout_s: float) -> bytes:
-            sent.append(payload)
-            await answered.wait()
-            return b""
-
-        line = Line(request, lambda topic, payload: stopped.append(payload))
-        for index in range(WORKS_PER_MESSAGE_MAX + 3):
-            line.submit(work(index))
-        task = asyncio.create_task(line.run())
-        while not sent:
-            await asyncio.sleep(0)
-        for index in (WORKS_PER_MESSAGE_MAX, WORKS_PER_MESSAGE_MAX + 2):
-            line.cancel(SESSION, index, 1)
-        answered.set()
-        while len(sent) < 2:
-            await asyncio.sleep(0)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        assert stopped == []
-        assert [one.work.branch_index for one in received(sent)] == [
-            *range(WORKS_PER_MESSAGE_MAX), WORKS_PER_MESSAGE_MAX + 1,
-        ]  # fmt: skip
-
-    asyncio.run(main())
-
-
-def test_an_answer_begun_while_the_last_one_ends_is_kept_and_one_for_nobody_is_not() -> None:
-    async def main() -> None:
-        mesh = FakeMesh()
-        attached = True
-        gate = asyncio.Event()
-        gate.set()
-        ends: list[socket.socket] = []
-
-        async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-            await gate.wait()
-            ours, theirs = socket.socketpair()
-            if attached:
-                theirs.send(b"x")
-            ends.append(theirs)
-            return await asyncio.open_connection(sock=ours)
-
-        Proxy(mesh, connect, lambda peer: attached)
-
-        async def open_one() -> HttpPart:
-            return messages.decode(await mesh.servers[messages.HTTP_OPEN](OTHER, b"GET"), HttpPart)
-
-        first = await open_one()
-        gate.clear()
-        second = asyncio.create_task(open_one())
-        await asyncio.sleep(0)
-        await mesh.servers[messages.HTTP_CLOSE](OTHER, messages.encode(first.stream))
-        gate.set()
-        part = await second
-        assert part.data == b"x"
-        await mesh.servers[messages.HTTP_CLOSE](OTHER, messages.encode(part.stream))
-        gate.clear()
-        third = asyncio.create_task(open_one())
-        await asyncio.sleep(0)
-        attached = False
-        gate.set()
-        with pytest.raises(UplinkError):
-            await third
-        ends[-1].setblocking(False)
-        await asyncio.sleep(0)
-        assert await asyncio.get_running_loop().sock_recv(ends[-1], 1) == b"", "closed"
-        for end in ends:
-            end.close()
-
-    asyncio.run(main())
