@@ -1,13 +1,16 @@
 """Keeps as many voters as are wanted, out of those that are there: what a leader changes by itself. Pure.
 
 - A voter that has not answered for the grace time is taken for lost: a caught-up standby is promoted, then the lost
-  voter is demoted. It is not removed: should it come back, it learns, and stands by.
+  voter is demoted (first, if there can be no more voters). It is not removed: should it come back, it learns, and
+  stands by.
 - Fewer voters than wanted: they grow by two at a time, because an even number survives no more failures than the odd
-  one below it. So an odd number waits until two standbys have caught up; an even one takes the first.
+  one below it. So an odd number waits until two standbys have caught up; an even one takes the first, or lets a lost
+  voter go.
 - More than wanted, and an even number, for the grace time: what a replacement has left behind when the lost voter came
   back. One that is not the leader is demoted.
 - Who was demoted by a person is left alone, until a person promotes it.
-- Standbys in reserve (Edge nodes whose tier the mesh chooses) are promoted when there are no others.
+- Standbys in reserve (Edge nodes whose tier the mesh chooses) are promoted when there are no others, and none that
+  is about to catch up: for that they wait the grace time.
 - Other Edge nodes never are. One that votes, because it was a Core node before, is replaced as if lost, at once.
 - Nothing is done that `membership.judge` refuses, and one thing at a time.
 """
@@ -17,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from consensus.membership import Change, ChangeKind, Configuration, Refusal, Standing, judge
+from consensus.membership import VOTERS_MAX, Change, ChangeKind, Configuration, Refusal, Standing, judge
 from storage.ids import NodeId
 
 GRACE_S: Final = 300.0
@@ -42,11 +45,12 @@ class Autopilot:
         self.policy = policy
         self._silent_since: dict[NodeId, float] = {}
         self._surplus_since: float | None = None
+        self._coming_since: float | None = None
 
     def forget(self) -> None:
         """This node does not lead."""
         self._silent_since.clear()
-        self._surplus_since = None
+        self._surplus_since = self._coming_since = None
 
     def next_step(
         self,
@@ -70,14 +74,22 @@ class Autopilot:
         willing = [node for node in configuration.learners if node not in configuration.resting and node not in unfit]
         standbys = [learner for learner in willing if learner in standing.caught_up]
         standbys.sort(key=reserve.__contains__)
+        is_coming = any(node in heard and node not in reserve and node not in standbys for node in willing)
+        self._coming_since = (self._coming_since or now) if is_coming else None
+        if self._coming_since is not None and now - self._coming_since < grace_s:
+            standbys = [standby for standby in standbys if standby not in reserve]
         step: Step | None = None
-        if lost and len(voters) > wanted:
+        is_odd = len(voters) % 2 == 1
+        is_replaced = bool(lost and standbys) and (len(voters) == wanted or (is_odd and len(standbys) == 1))
+        is_full = is_replaced and len(voters) == VOTERS_MAX
+        is_idle = bool(gone) and not is_odd and not standbys  # without it as many others may fail as with it
+        if (lost and len(voters) > wanted) or is_full or is_idle:
             node, why = next(iter(lost.items()))
             step = _step("demote", node, f"it {why}, and is replaced")
-        elif lost and len(voters) == wanted and standbys:
+        elif is_replaced:
             node, why = next(iter(lost.items()))
             step = _step("promote", standbys[0], f"it takes the place of {node}, which {why}")
-        elif len(voters) < wanted and len(standbys) >= (2 if len(voters) % 2 else 1):
+        elif len(voters) < wanted and len(standbys) >= (2 if is_odd else 1):
             step = _step("promote", standbys[0], f"{wanted} voters are wanted, there are {len(voters)}")
         elif self._surplus_since is not None and now - self._surplus_since >= grace_s:
             others = [voter for voter in reversed(voters) if voter != standing.leader]

@@ -1,5 +1,7 @@
 """What a leader changes by itself, and when not."""
 
+import random
+
 from consensus.autopilot import Autopilot, Policy, Step
 from consensus.membership import Change, Configuration, Standing, judge
 from storage.ids import NodeId
@@ -16,13 +18,14 @@ class Mesh:
         self.alive = set(configuration.members)
         self.unfit: set[NodeId] = set()
         self.reserve: set[NodeId] = set()
+        self.behind: set[NodeId] = set()
         self.now = 100.0
 
     def look(self, seconds: float = 0.0) -> Step | None:
         """After so many seconds; carries out what it says."""
         self.now += seconds
         heard = self.alive - {A}
-        standing = Standing(A, frozenset(heard))
+        standing = Standing(A, frozenset(heard - self.behind))
         step = self.autopilot.next_step(self.configuration, standing, heard, self.now, self.unfit, self.reserve)
         if step is not None:
             after = judge(self.configuration, step.change, standing)
@@ -137,3 +140,55 @@ def test_voters_grow_out_of_the_reserve_too() -> None:
     mesh = Mesh(Configuration((A, B, C), (D, E)), wanted=5)
     mesh.reserve = {D, E}
     assert mesh.changes(5) == [Change("promote", D), Change("promote", E)]
+
+
+def test_the_reserve_waits_for_a_core_node_that_is_about_to_catch_up() -> None:
+    mesh = Mesh(Configuration((A, B, C), (D, E)))
+    mesh.reserve = {D}
+    mesh.alive.discard(C)
+    assert mesh.changes(9) == []
+    mesh.behind = {E}
+    assert mesh.changes(8) == [], "it may be a moment only"
+    mesh.behind = set()
+    assert mesh.changes(8) == [Change("promote", E), Change("demote", C)]
+    mesh = Mesh(Configuration((A, B, C), (D, E)))
+    mesh.reserve, mesh.behind = {D}, {E}
+    mesh.alive.discard(C)
+    assert mesh.changes(30) == [Change("promote", D), Change("demote", C)], "it never catches up"
+
+
+def test_a_lost_voter_is_replaced_though_there_are_as_many_as_there_can_be() -> None:
+    seven = tuple(NodeId(name) for name in "abcdefg")
+    mesh = Mesh(Configuration(seven, (NodeId("h"),)), wanted=7)
+    mesh.alive.discard(B)
+    assert mesh.changes(20) == [Change("demote", B), Change("promote", NodeId("h"))]
+
+
+def test_a_lost_voter_is_replaced_though_more_are_wanted_than_there_are() -> None:
+    mesh = Mesh(Configuration((A, B, C), (D,)), wanted=5)
+    mesh.alive.discard(C)
+    assert mesh.changes(20) == [Change("promote", D), Change("demote", C)]
+
+
+def test_whatever_is_lost_and_comes_back_the_voters_end_up_right() -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        wanted, count = rng.choice([1, 3, 5, 7]), rng.randrange(2, 10)
+        nodes = [NodeId(name) for name in "abcdefghi"[:count]]
+        first = min(rng.choice([1, 3, 5]), (count - 1) // 2 * 2 + 1)
+        mesh = Mesh(Configuration(tuple(nodes[:first]), tuple(nodes[first:])), wanted)
+        mesh.unfit = {node for node in nodes[first:] if rng.random() < 0.15}
+        mesh.reserve = {node for node in nodes[first:] if rng.random() < 0.3} - mesh.unfit
+        for _ in range(8):
+            mesh.alive ^= {rng.choice(nodes[1:])}
+            if len(mesh.alive.intersection(mesh.configuration.voters)) < mesh.configuration.majority:
+                mesh.alive = set(nodes)
+            mesh.changes(rng.choice([1, 3, 12, 30]))
+        mesh.changes(100)
+        assert mesh.changes(100) == [], f"seed {seed}: it does not settle"
+        voters = mesh.configuration.voters
+        standbys = mesh.alive.intersection(mesh.configuration.learners) - mesh.unfit
+        assert len(voters) <= max(wanted, first), f"seed {seed}"
+        assert not standbys or mesh.alive.issuperset(voters), f"seed {seed}: a lost voter is not replaced"
+        assert len(standbys) < 2 or len(voters) >= wanted, f"seed {seed}: fewer than there could be"
+        assert len(voters) % 2 or mesh.alive.issuperset(voters), f"seed {seed}: an even number, and one is lost"
