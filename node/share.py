@@ -167,6 +167,9 @@ class Share:
             if isinstance(answer, Applied):
                 log.info("registered")
                 return
+            if answer.code == "has_left":  # meanwhile; whoever looks at the status is told
+                log.warning("not_registered", reason=answer.message)
+                return
             if answer.code != "stale_registration":  # a newer one of ours is on its way: say it again with a fresh time
                 raise RegistrationRefused(f"the mesh refused this node ({answer.code}): {answer.message}")
 

@@ -4,8 +4,9 @@ Rules a reader must not break:
 - A new instance of a node takes the place of the former one in one step with the end of the former's attempts.
 - A delayed registration never brings a former instance back: the latest former ones are remembered.
 - A member that drains, or is suspect, keeps its attempts and gets no new ones.
-- `left` is final for an instance; `dead` is not, it may have been silent only. A node that comes back gets new work;
-  the attempts it lost stay lost.
+- `left` is final for an instance that was asked to leave: it may not register any more, the next start of its node may.
+  (Version 1 knows no asking to leave, so the rule needs no version of its own: it finds no such row.)
+- `dead` is not final, it may have been silent only. Who comes back gets new work; the attempts it lost stay lost.
 """
 
 from msgspec.structs import replace
@@ -50,6 +51,8 @@ def register(work: Workspace, command: RegisterMember) -> Answer:
         return _registered(work, member)
     known = decode_member(stored)
     if known.instance_id == member.instance_id:
+        if known.status == "left" and known.is_leaving:
+            return _has_left(work, known)
         member = replace(member, joined_at_ms=known.joined_at_ms, former_instance_ids=known.former_instance_ids)
         if known.status != "left":
             member = replace(
@@ -124,9 +127,7 @@ def drain(work: Workspace, command: DrainMember) -> Answer:
         return found
     key, stored, member = found
     if member.status == "left":
-        return Refused(
-            index=work.index, code="has_left", message=f"{member.name} has left the mesh; starting it brings it back"
-        )
+        return _has_left(work, member)
     changed = replace(
         member,
         is_draining=command.is_draining,
@@ -146,6 +147,12 @@ def drain(work: Workspace, command: DrainMember) -> Answer:
             )
         )
     return Applied(index=work.index, changed=1)
+
+
+def _has_left(work: Workspace, member: Member) -> Refused:
+    return Refused(
+        index=work.index, code="has_left", message=f"{member.name} has left the mesh; starting it again brings it back"
+    )
 
 
 def _of_instance(work: Workspace, command: SetMemberStatus | DrainMember) -> tuple[bytes, bytes, Member] | Refused:

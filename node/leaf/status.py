@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from node import __version__
+from node.common import LEFT
 from node.service.times import iso
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ class Status:
             {
                 "name": "membership",
                 "ok": uplink.is_registered,
-                "detail": "registered" if uplink.is_registered else "this start is not registered yet",
+                "detail": "registered"
+                if uplink.is_registered
+                else LEFT
+                if uplink.has_left
+                else "this start is not registered yet",
             },
         ]
         is_ok = all(check["ok"] for check in checks)

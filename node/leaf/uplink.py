@@ -51,6 +51,8 @@ class Uplink:
         self.told: Told | None = None
         """Of the parent; None while there is none."""
         self.is_registered = False
+        self.has_left = False
+        """The mesh takes this instance back no more; its daemon is to be stopped or started again."""
         self.since = time.monotonic()
         """The parent, or the lack of one."""
         self.trouble = "looking for a parent"
@@ -303,9 +305,16 @@ class Uplink:
         assert self.executor is not None
         running = [*self.executor.running(), *self._outbox.keys()]
         payload = messages.encode(self._offer(running))
-        registered = messages.decode(
-            await self._links.request(parent, messages.REGISTER, payload, limits.REGISTER_S), Registered
-        )
+        try:
+            answer = await self._links.request(parent, messages.REGISTER, payload, limits.REGISTER_S)
+        except RemoteFailed as error:
+            if error.code != "has_left":
+                raise
+            if not self.has_left:
+                log.warning("has_left", reason=str(error))
+            self.has_left, self.is_registered = True, False
+            return
+        registered = messages.decode(answer, Registered)
         for key in registered.stop:
             self.executor.cancel(*key)
         if not self.is_registered and self.parent == parent:

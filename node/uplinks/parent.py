@@ -8,6 +8,7 @@ Rules:
 - a Leaf whose uplink is gone is said to be dead by its parent alone, and only as long as it is registered here.
 - a parent that takes no Leaf any more (it drains, say) sends those that it has to others, and keeps who cannot go.
 - a Leaf that is attached here and registered elsewhere, or dead, is told to register again: the last word is its own.
+  One that has left is told too, and refused: so it hears of it. It stays attached, for its results and its clients.
 """
 
 import asyncio
@@ -203,9 +204,6 @@ class Parent:
 
     async def _register(self, peer: NodeId, payload: bytes) -> bytes:
         leaf, offer = self._attached(peer), messages.decode(payload, Register)
-        member = self._member(peer)
-        if member is not None and member.status == "left" and member.instance_id == leaf.instance_id:
-            raise UplinkError("left", "this Leaf has left the mesh: start it again to come back")
         command = RegisterMember(
             node_id=peer,
             instance_id=leaf.instance_id,
@@ -329,7 +327,7 @@ class Parent:
             member is not None
             and member.instance_id == instance_id
             and member.parent_instance == self._facts.instance_id
-            and member.status != "dead"
+            and member.status not in ("dead", "left")
         )
 
     def _member(self, node_id: NodeId) -> Member | None:
@@ -374,7 +372,7 @@ class Parent:
                     member = queries.get_member(txn, node_id)
             except (ConsensusError, StorageError):
                 return  # the next look may see more
-            if member is None or not self._is_here(member, instance_id) or member.status == "left":
+            if member is None or not self._is_here(member, instance_id):
                 self._gone.pop(node_id, None)
                 continue
             status = SetMemberStatus(

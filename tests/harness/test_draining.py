@@ -204,3 +204,22 @@ def test_a_lone_node_does_not_leave(mesh: VirtualMesh) -> None:
     assert ask(mesh, name, name, action="leave").expect(409)["reason"] == "last_voter"
     ask(mesh, name, name, action="drain", grace_s=-1).expect(400)
     ask(mesh, name, "nobody", action="drain").expect(404)
+
+
+def test_a_leaf_that_has_left_says_so_and_stays_out_until_it_is_started(mesh: VirtualMesh) -> None:
+    mesh.start(leaves=1, rituals=[ponder])
+    mesh.wait("it works under a parent", lambda: (mesh.status("leaf-1") or {}).get("ready"))
+    core, parent = mesh.leader(), str((mesh.status("leaf-1") or {})["parent"]["name"])
+    ask(mesh, core, "leaf-1", action="leave", grace_s=0).expect(200)
+    mesh.wait("it has left", lambda: member(mesh, "leaf-1", core)["status"] == "left")
+    mesh.wait("it knows", lambda: not (mesh.status("leaf-1") or {"ready": True})["ready"])
+    assert "has left" in " ".join((mesh.status("leaf-1") or {})["warnings"])
+    mesh.kill(parent)
+    mesh.wait("it has another parent", lambda: (mesh.status("leaf-1") or {}).get("parents_found") == 2, 60)
+    mesh.run_for(5.0)
+    assert member(mesh, "leaf-1", mesh.followers()[0])["status"] == "left", "another parent does not bring it back"
+    mesh.stop("leaf-1")
+    assert member(mesh, "leaf-1", mesh.followers()[0])["status"] == "left", "nor does its farewell"
+    mesh.restart("leaf-1")
+    mesh.wait("it is back", lambda: (mesh.status("leaf-1") or {}).get("ready"))
+    assert member(mesh, "leaf-1", mesh.followers()[0])["status"] == "alive"

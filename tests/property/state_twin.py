@@ -92,6 +92,8 @@ class Twin:
         if known is not None:
             member["former"] = known["former"]
             if known["instance"] == command.instance_id:
+                if known["status"] == "left" and known["drain"][1]:
+                    return ("refused", "has_left")
                 if known["status"] != "left":
                     member["drain"] = known["drain"]
                 if known["status"] == "alive" and known["offer"] == offer:

@@ -140,6 +140,15 @@ def test_starting_again_ends_draining_and_leaving() -> None:
     assert (member(replica).status, member(replica).is_draining) == ("alive", False)
 
 
+def test_who_was_asked_to_leave_and_has_left_does_not_come_back_without_a_start() -> None:
+    replica = Replica(register(A), drain(A, is_leaving=True), set_status(A, "left"))
+    assert replica.refuse(register(A, at_ms=9)) == "has_left"
+    assert replica.refuse(register(A, at_ms=9, slots=0)) == "has_left"
+    assert member(replica).status == "left"
+    replica.accept(register(A, 2, at_ms=9), changed=1)
+    assert member(replica).status == "alive"
+
+
 def on(parent: str, at_ms: int) -> RegisterMember:
     return replace(register(C, at_ms=at_ms), tier="leaf", parent=parent, parent_instance=f"{parent}-1")
 
