@@ -98,6 +98,7 @@ class SubmitSession(Command, frozen=True, kw_only=True, tag="submit_session"):
     priority: int = 0
     concurrency: int | None = None
     speculation: bool = True
+    ritual_concurrency: dict[str, int] = {}
 
 
 class CancelSession(Command, frozen=True, kw_only=True, tag="cancel_session"):

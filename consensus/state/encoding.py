@@ -145,6 +145,8 @@ def body_digest(command: SubmitSession) -> bytes:
         body += [command.priority, command.concurrency]
     if not command.speculation:
         body.append(command.speculation)
+    if command.ritual_concurrency:
+        body.append(command.ritual_concurrency)
     return digest(encode(body))
 
 
@@ -212,6 +214,10 @@ def _check_submission(command: SubmitSession) -> None:
     _range("priority", command.priority, -PRIORITY_MAX, PRIORITY_MAX)
     if command.concurrency is not None:
         _range("concurrency", command.concurrency, 1, CONCURRENCY_MAX)
+    if command.ritual_concurrency and not command.ritual_concurrency.keys() <= {s.ritual for s in command.branches}:
+        raise CommandError("malformed", "ritual_concurrency: of rituals of its branches only")
+    for limit in command.ritual_concurrency.values():
+        _range("ritual_concurrency", limit, 1, CONCURRENCY_MAX)
 
 
 def _check_offer(offer: Offer | None) -> None:

@@ -146,6 +146,8 @@ class Session(Row, frozen=True, kw_only=True):
     """So many of its branches may run at the same time."""
     speculation: bool = True
     """A branch that takes much longer than the others may get a second attempt beside the first."""
+    ritual_concurrency: dict[str, int] = {}
+    """So many of its branches of a ritual may run at the same time."""
 
 
 class Running(Row, frozen=True, kw_only=True):
@@ -295,6 +297,8 @@ class QueueEntry(Row, frozen=True, kw_only=True):
     """Of its session."""
     not_before_ms: int = 0
     """It rests until then after a failure."""
+    ritual_concurrency: int | None = None
+    """Of its session, for its ritual."""
 
 
 class Lease(Row, frozen=True, kw_only=True):

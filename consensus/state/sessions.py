@@ -84,6 +84,7 @@ def submit(work: Workspace, command: SubmitSession) -> Answer:
         created_at_ms=command.at_ms,
         priority=command.priority,
         concurrency=command.concurrency,
+        ritual_concurrency=command.ritual_concurrency,
         speculation=command.speculation,
     )
     work.insert(SESSIONS, session_key, encode_row(session))
@@ -271,6 +272,7 @@ def queue_entry(branch: Branch, session: Session, not_before_ms: int = 0) -> Que
         avoid=branch.node_id,
         placement=branch.placement,
         concurrency=session.concurrency,
+        ritual_concurrency=session.ritual_concurrency.get(branch.ritual),
         not_before_ms=not_before_ms,
     )
 

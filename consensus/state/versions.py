@@ -38,7 +38,7 @@ SINCE: Final[Mapping[type[Command], int]] = {DrainMember: 2}
 
 FIELDS_SINCE: Final[Mapping[type[Command], Mapping[str, int]]] = {
     RegisterMember: {"parent": 2, "parent_instance": 2, "labels": 2, "ritual_limits": 2},
-    SubmitSession: {"priority": 2, "concurrency": 2, "speculation": 2},
+    SubmitSession: {"priority": 2, "concurrency": 2, "speculation": 2, "ritual_concurrency": 2},
     AssignBranches: {"speculative": 2},
     SetMemberStatus: {"registered_at_ms": 2},
 }

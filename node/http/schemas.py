@@ -154,6 +154,11 @@ def _submission() -> dict[str, Any]:
                 "attempts_max": {**attempts, "description": "of branches that name none"},
                 "priority": {"type": "integer", "minimum": -PRIORITY_MAX, "maximum": PRIORITY_MAX, "default": 0},
                 "concurrency": {"type": "integer", "minimum": 1, "description": "branches at the same time, at most"},
+                "ritual_concurrency": {
+                    "type": "object",
+                    "additionalProperties": {"type": "integer", "minimum": 1},
+                    "description": "of a ritual: branches of it at the same time, at most",
+                },
                 "speculation": {
                     "type": "boolean",
                     "default": True,

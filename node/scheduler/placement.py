@@ -167,6 +167,7 @@ class Floor:
         self._others: list[tuple[Candidate, Obstacle]] = []
         self.running: Counter[SessionId] = Counter()
         self._of_ritual: Counter[str] = Counter()
+        self._of_both: Counter[tuple[SessionId, str]] = Counter()
         self._spread: dict[SessionId, Counter[NodeId]] = {}
         self._limits: dict[str, int] = {}
         self._full: set[str] = set()
@@ -192,6 +193,7 @@ class Floor:
         for lease in view.leases:
             self.running[lease.session_id] += 1
             self._of_ritual[lease.ritual] += 1
+            self._of_both[lease.session_id, lease.ritual] += 1
             holder = self._candidates.get(lease.node_id)
             if holder is not None and (offer := holder.member.rituals.get(lease.ritual)) is not None:
                 holder.busy[offer.kind] += 1
@@ -213,6 +215,13 @@ class Floor:
         if is_session_full(entry, self.running[entry.session_id]):
             return Obstacle(
                 "session_limit", f"its session runs {entry.concurrency} branches, its limit", "wait for one of them"
+            )
+        limit = entry.ritual_concurrency
+        if limit is not None and self._of_both[entry.session_id, entry.ritual] >= limit:
+            return Obstacle(
+                "session_ritual_limit",
+                f"its session runs {limit} branches of {entry.ritual}, its limit",
+                "wait for one of them",
             )
         limit = self._limits.get(entry.ritual)
         if limit is not None and self._of_ritual[entry.ritual] >= limit:
@@ -318,6 +327,7 @@ class Floor:
         self.free -= 1
         self.running[entry.session_id] += 1
         self._of_ritual[entry.ritual] += 1
+        self._of_both[entry.session_id, entry.ritual] += 1
         if entry.session_id in self._spread:
             self._spread[entry.session_id][member.node_id] += 1
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from consensus.state import queries
-from consensus.state.commands import BranchSpec
+from consensus.state.commands import BranchSpec, SubmitSession
 from consensus.state.rows import Branch, Member, QueueEntry, Session
 from node.scheduler.matching import labels_of
 from node.scheduler.placement import Floor, Obstacle
@@ -19,7 +19,6 @@ from node.service.service import NodeService
 from node.service.sight import Sight
 from node.service.submission import Submission
 from node.service.times import iso
-from storage.ids import SessionId
 from storage.transactions import Transaction
 
 DRY_RUN_MAX: Final = 1_000
@@ -61,7 +60,7 @@ async def dry_run(service: NodeService, submission: Submission) -> dict[str, Any
         floor = Floor(sight.view(txn), service.now_ms())
         placements = []
         for index, spec in enumerate(command.branches[:DRY_RUN_MAX]):
-            entry = _entry_of(spec, command.session_id, index, command.concurrency)
+            entry = _entry_of(spec, command, index)
             member = floor.choose(entry)
             held = floor.waits(entry) if member is None else None
             ruled_out = () if member is not None else floor.survey(entry)
@@ -221,13 +220,14 @@ def _seen_from(txn: Transaction, sight: Sight) -> dict[str, Any]:
     return {"name": sight.node_id if member is None else member.name, "is_leader": sight.is_leader}
 
 
-def _entry_of(spec: BranchSpec, session_id: SessionId, index: int, concurrency: int | None) -> QueueEntry:
+def _entry_of(spec: BranchSpec, command: SubmitSession, index: int) -> QueueEntry:
     return QueueEntry(
-        session_id=session_id,
+        session_id=command.session_id,
         branch_index=index,
         ritual=spec.ritual,
         attempt=1,
         timeout_ms=spec.timeout_ms,
         placement=spec.placement,
-        concurrency=concurrency,
+        concurrency=command.concurrency,
+        ritual_concurrency=command.ritual_concurrency.get(spec.ritual),
     )

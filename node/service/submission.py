@@ -43,7 +43,7 @@ CONSOLIDATION_DEFAULT: Final = "consolidate"
 
 _SESSION_KEYS: Final = (
     "id", "thought", "main_session_id", "branches", "consolidation", "ritual", "timeout_s", "attempts_max", "priority",
-    "concurrency", "speculation", *PLACEMENT_KEYS,
+    "concurrency", "ritual_concurrency", "speculation", *PLACEMENT_KEYS,
 )  # fmt: skip
 _BRANCH_KEYS: Final = ("ritual", "task", "parameters", "seed", "timeout_s", "attempts_max", *PLACEMENT_KEYS)
 _ID_SPACE: Final = uuid.UUID("6ad3f5c4-90c0-5c6e-9f1e-0a6f8a9d6c11")
@@ -150,16 +150,18 @@ def parse_submission(
         raw_consolidation = {}
     if isinstance(raw_consolidation, dict):
         raw_consolidation = {"ritual": CONSOLIDATION_DEFAULT, "task": "consolidate", **raw_consolidation}
+    branches = [reader.read(raw, index, f"branches[{index}]", placement) for index, raw in enumerate(raw_branches)]
     command = SubmitSession(
         session_id=session_id,
         thought=_text(document, "thought", "", THOUGHT_BYTES_MAX),
         main_session_id=None if parent is None else SessionId(_uuid(parent, "main_session_id")),
-        branches=[reader.read(raw, index, f"branches[{index}]", placement) for index, raw in enumerate(raw_branches)],
+        branches=branches,
         consolidation=reader.read(raw_consolidation, len(raw_branches), "consolidation", None),
         submitted_by=submitted_by,
         at_ms=now_ms,
         priority=_whole(document, "priority", -PRIORITY_MAX, PRIORITY_MAX) or 0,
         concurrency=_whole(document, "concurrency", 1, CONCURRENCY_MAX),
+        ritual_concurrency=_ritual_concurrency(document, branches),
         speculation=_flag(document, "speculation", default=True),
     )
     return Submission(command, had_id)
@@ -312,6 +314,22 @@ def _whole(document: Mapping[str, object], name: str, least: int, most: int) -> 
     if value is not None and (type(value) is not int or not least <= value <= most):
         raise _invalid(name, f"must be a whole number from {least} to {most:,}")
     return value if type(value) is int else None
+
+
+def _ritual_concurrency(document: Mapping[str, object], branches: list[BranchSpec]) -> dict[str, int]:
+    given = document.get("ritual_concurrency")
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise _invalid("ritual_concurrency", 'must be an object of limits, such as {"echo": 2}')
+    rituals = {spec.ritual for spec in branches}
+    for ritual, limit in given.items():
+        at = f"ritual_concurrency.{ritual[:80]}"
+        if ritual not in rituals:
+            raise _invalid(at, "is the ritual of none of its branches")
+        if type(limit) is not int or not 1 <= limit <= CONCURRENCY_MAX:
+            raise _invalid(at, f"must be a whole number from 1 to {CONCURRENCY_MAX:,}")
+    return given
 
 
 def _flag(document: Mapping[str, object], name: str, *, default: bool) -> bool:

@@ -81,6 +81,16 @@ def test_a_ritual_with_a_limit_runs_one_at_a_time(mesh: MeshUnderTest) -> None:
     assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
 
 
+def test_a_session_limits_one_of_its_rituals(mesh: MeshUnderTest) -> None:
+    mesh.start(rituals=[linger])
+    branches = [{"task": "t", "ritual": ritual} for ritual in ("linger", "echo")] * 3
+    session = mesh.submit(thought="?", branches=branches, ritual_concurrency={"linger": 1})["id"]
+    assert mesh.wait_session(session)["status"] == "completed"
+    rows = [row for row in mesh.branches(session) if row["ritual"] == "linger"]
+    spans = sorted((row["started_at"], row["completed_at"]) for row in rows)
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+
+
 def test_every_node_tells_what_the_leader_sees(mesh: MeshUnderTest) -> None:
     mesh.start(cores=3, edges=1, leaves=1, rituals=[linger])
     waiting = submit(mesh, 1, require={"gpu": "a4000"})

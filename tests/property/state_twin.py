@@ -167,6 +167,7 @@ class Twin:
             command.priority,
             command.concurrency,
             command.speculation,
+            command.ritual_concurrency,
         )
         known = self.sessions.get(command.session_id)
         if known is not None:

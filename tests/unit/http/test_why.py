@@ -62,6 +62,9 @@ def test_what_a_session_says_counts_for_branches_that_do_not_say_it() -> None:
         ({"priority": 11}, "priority"),
         ({"priority": True}, "priority"),
         ({"concurrency": 0}, "concurrency"),
+        ({"ritual_concurrency": 1}, "ritual_concurrency"),
+        ({"ritual_concurrency": {"ecko": 1}}, "ritual_concurrency.ecko"),
+        ({"ritual_concurrency": {"echo": 0}}, "ritual_concurrency.echo"),
     ],
 )
 def test_what_cannot_be_understood_is_refused_by_name(fields: dict[str, Any], at: str) -> None:
@@ -173,6 +176,22 @@ def test_only_what_holds_it_back_is_said_to_help() -> None:
         full = await submitted(client, concurrency=1)
         node.assign(full, 0)
         assert (await asked(client, full))["unblock"] == ["wait for one of them"], "alpha has room"
+
+    run(scenario)
+
+
+def test_a_session_may_limit_one_of_its_rituals() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        identity = await submitted(client, ritual_concurrency={"echo": 1})
+        assert (await asked(client, identity))["waits"] is None
+        node.assign(identity, 0)
+        told = await asked(client, identity)
+        assert told["waits"]["code"] == "session_ritual_limit"
+        assert told["sentence"] == "Branch 1 waits: its session runs 1 branches of echo, its limit."
+        node.finish(identity, 0)
+        assert (await asked(client, identity))["waits"] is None
+        answer = await client.post("/v1/sessions?dry_run=1", json=body(3, ritual_concurrency={"echo": 1}))
+        assert [row["node_id"] for row in (await answer.json())["placements"]] == [NODE, None, None]
 
     run(scenario)
 

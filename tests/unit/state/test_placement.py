@@ -69,6 +69,7 @@ def test_what_says_nothing_new_is_encoded_as_before() -> None:
     for command in (
         submit(priority=1),
         submit(concurrency=2),
+        submit(ritual_concurrency={"echo": 2}),
         submit(specs=[spec(placement=GPU)]),
         register(labels={"gpu": "a"}),
         register(ritual_limits={"echo": 1}),
@@ -83,6 +84,18 @@ def test_priority_and_limit_are_part_of_the_body() -> None:
     assert replica.refuse(submit(S1, 1)) == "session_exists"
     assert replica.refuse(submit(S1, 1, priority=1)) == "session_exists"
     replica.accept(submit(S1, 1, priority=1, concurrency=2), changed=0)
+
+
+def test_a_limit_of_a_ritual_is_part_of_the_body_and_of_its_branches_in_the_queue() -> None:
+    limits = {"echo": 1}
+    replica = Replica(register(A), submit(S1, 2, ritual_concurrency=limits))
+    assert replica.refuse(submit(S1, 2)) == "session_exists"
+    replica.accept(submit(S1, 2, ritual_concurrency=limits), changed=0)
+    replica.accept(assign(assignment(S1, 0)))
+    replica.accept(complete(outcome(S1, 0, failure=FAILED)))
+    assert [entry.ritual_concurrency for entry in replica.read(queries.queue_head, 9)] == [1, 1]
+    assert replica.refuse(submit(S2, ritual_concurrency={"other": 1})) == "malformed"
+    assert replica.refuse(submit(S2, ritual_concurrency={"echo": 0})) == "malformed"
 
 
 def test_a_queued_branch_carries_what_placement_needs() -> None:
