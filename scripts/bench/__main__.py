@@ -7,7 +7,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.bench import commits, daemons, followers, gaps, large, leaf, pinned, reference, report, scale, sessions
+from scripts.bench import (
+    commits,
+    daemons,
+    discovery,
+    followers,
+    gaps,
+    large,
+    leaf,
+    pinned,
+    reference,
+    report,
+    scale,
+    sessions,
+)
 
 BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "commits": commits.measure,
@@ -21,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "large": large.measure,
     "pinned": pinned.measure,
     "scale": scale.measure,
+    "discovery": discovery.measure,
 }
 LONG = {"pinned", "scale"}
 """Minutes: only if named."""
