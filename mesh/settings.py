@@ -1,5 +1,6 @@
 """What the node tells the mesh at start, and what the mesh shows of its peers."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,3 +71,8 @@ class PeerStatus:
     certificate_ends_at_ms: int | None = None
     """Of the certificate that it presented then."""
     counters: dict[str, int] = field(default_factory=dict)
+
+
+def mesh_name_hash(mesh_name: str) -> str:
+    """16 hex digits that stand for a mesh name where it is seen by everybody (certificates, multicast)."""
+    return hashlib.blake2b(mesh_name.encode("utf-8"), digest_size=8, person=b"meshnode-name").hexdigest()

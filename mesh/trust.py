@@ -37,6 +37,7 @@ from mesh.errors import HandshakeRefused
 from mesh.identity import Identity, node_id_of
 from mesh.limits import CERTIFICATE_DATED_BACK_S, CERTIFICATE_LIFE_S, CERTIFICATE_RENEW_S
 from mesh.secrets import MeshSecret, Secrets
+from mesh.settings import mesh_name_hash
 from storage.ids import NodeId
 
 _NOT_BEFORE = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -150,11 +151,6 @@ def admit(trust: Trust, tls: ssl.SSLObject, now: float) -> Admission:
 def peer_node_id(tls: ssl.SSLObject) -> NodeId:
     """The id of the key the peer presented. Error: `garbage` when it is not an Ed25519 certificate."""
     return node_id_of(_key_of(_peer_certificate(tls)))
-
-
-def mesh_name_hash(mesh_name: str) -> str:
-    """16 hex digits that stand for a mesh name where it is seen by everybody (certificates, multicast)."""
-    return hashlib.blake2b(mesh_name.encode("utf-8"), digest_size=8, person=b"meshnode-name").hexdigest()
 
 
 def _peer_certificate(tls: ssl.SSLObject) -> x509.Certificate:

@@ -18,9 +18,8 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from mesh.discovery.interfaces import Interface, choose, read_interfaces
 from mesh.limits import PEERS_KNOWN_MAX
 from mesh.links.book import join_address
-from mesh.settings import MeshSettings
+from mesh.settings import MeshSettings, mesh_name_hash
 from mesh.supervise import Logger, Supervisor
-from mesh.trust import mesh_name_hash
 from storage.ids import NodeId
 
 SERVICE_TYPE = "_meshnode._tcp.local."

@@ -100,10 +100,16 @@ class Executor:
 
     # life
 
-    async def start(self) -> None:
-        """Starts the warm workers and returns without waiting for them; work may be submitted at once."""
+    async def start(self, *, is_warm: bool = True) -> None:
+        """Work may be submitted at once. `is_warm`: workers are started now, else by `warm` or the first work."""
         self._loop = asyncio.get_running_loop()
         await self._pool.open()
+        if is_warm:
+            self.warm()
+
+    def warm(self) -> None:
+        """Starts the workers that are kept ready, and returns without waiting for them. Harmless when they are."""
+        self._pool.warm()
 
     async def wait_ready(self) -> None:
         """Until the async worker can execute; for tests and for reporting readiness."""
@@ -157,6 +163,7 @@ class Executor:
             attempt.code, attempt.message, is_lost = refusal
             self._loop.call_soon(self._conclude, attempt, None, is_lost)
             return
+        self.warm()
         self._queues[lane].append(attempt)
         self._pump(lane)
         if attempt.worker is None:

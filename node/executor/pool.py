@@ -61,13 +61,20 @@ class WorkerPool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_directory = 0
         self._is_closed = False
+        self._is_warm = False
         # One thread, kept until the end: workers ask the kernel to die with the thread that started them.
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="worker-spawner")
 
     async def open(self) -> None:
-        """Starts the warm workers and returns without waiting for them."""
+        """Before anything else; no worker is started yet."""
         self._loop = asyncio.get_running_loop()
         await self._loop.run_in_executor(self._spawner, self._empty_scratch)
+
+    def warm(self) -> None:
+        """Starts the workers that are kept ready, once, and returns without waiting for them."""
+        if self._is_warm or self._is_closed:
+            return
+        self._is_warm = True
         self.start("async")
         if self._settings.prewarm_cpu and self._settings.slots > 0:
             self.start("cpu")

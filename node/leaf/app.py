@@ -118,7 +118,7 @@ class Leaf:
         local = {"/status": status.document, "/healthz": status.health, "/readyz": status.readiness}
         self.http = LeafHttp(guard, config.http.bind, config.http.port, local, self.uplink.ask)
         self.links.start()
-        await self.executor.start()
+        await self.executor.start(is_warm=False)
         self._exits.push_async_callback(self.executor.stop)
         host, port = await self.http.start()
         self._exits.push_async_callback(self.http.stop)

@@ -54,5 +54,9 @@ WRITE_S: Final = 20.0
 HTTP_ANSWER_S: Final = 75.0
 """For the beginning of an answer through the parent, long-polls of 60 s included."""
 
+WARM_AFTER_S: Final = 10.0
+"""So long after it has registered a Leaf without work starts its workers, work at once: what it needs to be in the mesh
+goes first, which counts where a machine is slow, or has a hundred nodes."""
+
 MULTICAST_PAUSE_S: Final = 5.0
 """Between two searches by multicast, each in a process of its own."""

@@ -319,6 +319,7 @@ class Uplink:
             self.executor.cancel(*key)
         if not self.is_registered and self.parent == parent:
             self.is_registered = True
+            asyncio.get_running_loop().call_later(limits.WARM_AFTER_S, self.executor.warm)
             log.info("registered", parent=self.told.name if self.told is not None else parent)
 
     # --- what the parent says ---

@@ -129,7 +129,9 @@ async def asked_for_patterns(phrases: list[str]) -> dict[str, int]:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, *, lookup: Any = known_patterns, **settings: Any) -> AsyncIterator[Bench]:
+async def running(
+    directory: Path, *, lookup: Any = known_patterns, is_warm: bool = True, **settings: Any
+) -> AsyncIterator[Bench]:
     """A started executor; at the end no worker process is left."""
     bench: Bench
     options = {"slots": 2, "scratch_directory": directory / "scratch", "prewarm_cpu": False, **settings}
@@ -142,7 +144,7 @@ async def running(directory: Path, *, lookup: Any = known_patterns, **settings: 
         on_event=lambda event, fields: bench.on_event(event, fields),
     )
     bench = Bench(executor)
-    await executor.start()
+    await executor.start(is_warm=is_warm)
     seen: set[int] = set()
     try:
         yield bench

@@ -276,3 +276,13 @@ def test_start_and_stop_without_work(tmp_path: Path) -> None:
                 await bench.executor.wait_ready()
 
     drive(test)
+
+
+def test_without_warm_workers_the_first_work_starts_them(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path, is_warm=False) as bench:
+            assert bench.worker_pids() == []
+            assert (await bench.run("add")).failure is None
+            assert (await bench.run("modules")).failure is None
+
+    drive(test)

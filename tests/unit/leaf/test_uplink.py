@@ -63,7 +63,7 @@ def test_inputs_that_a_former_parent_did_not_send_whole_count_no_more(tmp_path: 
             "leaf-1", cast(Any, Links(tmp_path)), Candidates([]), cast(Any, SimpleNamespace()), cast(Any, None),
             cast(Any, SimpleNamespace()), random.Random(1),
         )  # fmt: skip
-        uplink.executor = cast(Any, SimpleNamespace(submit=got.append))
+        uplink.executor = cast(Any, SimpleNamespace(submit=got.append, warm=lambda: None))
         assert await uplink._attach(FIRST)
         await uplink._on_work(FIRST, part(0, is_last=False))
         assert await uplink._attach(SECOND)
