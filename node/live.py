@@ -145,12 +145,22 @@ class Sharing:
 
     def __init__(self, send: Callable[[str, bytes], None]) -> None:
         self._send = send
-        self._unshared: list[LiveUpdate] = []
+        self._unshared: dict[AttemptKey, LiveUpdate] = {}
         self._woken = asyncio.Event()
 
     def add(self, update: LiveUpdate) -> None:
-        if len(self._unshared) < 10 * UPDATES_PER_NOTICE_MAX:  # more than that in a period: shed, it is only news
-            self._unshared.append(update)
+        """Of an attempt the latest counts, and all its lines."""
+        key = AttemptKey(update.session_id, update.branch_index, update.attempt)
+        earlier = self._unshared.get(key)
+        if earlier is not None:
+            update = msgspec.structs.replace(
+                update,
+                progress=earlier.progress if update.progress is None else update.progress,
+                message=update.message or earlier.message,
+                lines=_tail(earlier.lines, update.lines),
+            )
+        if earlier is not None or len(self._unshared) < 10 * UPDATES_PER_NOTICE_MAX:  # beyond: shed, it is only news
+            self._unshared[key] = update
             self._woken.set()
 
     async def run(self) -> None:
@@ -158,7 +168,7 @@ class Sharing:
         while True:
             await self._woken.wait()
             self._woken.clear()
-            unshared, self._unshared = self._unshared, []
+            unshared, self._unshared = list(self._unshared.values()), {}
             for start in range(0, len(unshared), UPDATES_PER_NOTICE_MAX):
                 self._share(unshared[start : start + UPDATES_PER_NOTICE_MAX])
             await asyncio.sleep(SHARE_PERIOD_S)

@@ -9,6 +9,7 @@ Rules:
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -42,6 +43,10 @@ RETRY_MS_MAX = 60_000
 what is broken for good does not keep slots busy."""
 
 REPORT_DEADLINE_S = 10.0
+GATHER_S = 0.02
+"""After a batch of several, what Leaf nodes report waits so long for more: each command costs every replica of the mesh
+as much as several outcomes, and a Leaf has work ahead meanwhile. What this node executed itself never waits."""
+
 REPORT_PAUSE_S = 0.5
 """Between attempts to record outcomes while there is no majority."""
 
@@ -242,6 +247,9 @@ class Reporter:
         )  # bounded: one a lease of the executor, and what `Parent` takes from Leaf nodes
         self._answered: dict[AttemptKey, list[Callable[[], None]]] = {}
         self._woken = asyncio.Event()
+        self._hurry = asyncio.Event()
+        """Something waits that is not to be gathered."""
+        self._gather_until = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -250,6 +258,8 @@ class Reporter:
         if answered is not None:
             self._answered.setdefault(_key(outcome), []).append(answered)
         self._waiting.append(outcome)
+        if answered is None or len(self._waiting) >= OUTCOME_BATCH_MAX:
+            self._hurry.set()
         self._idle.clear()
         self._woken.set()
 
@@ -263,12 +273,21 @@ class Reporter:
             await self._woken.wait()
             self._woken.clear()
             while self._waiting:
+                await self._gather()
                 batch = self._take()
                 await self._record(batch)
+                self._gather_until = asyncio.get_running_loop().time() + GATHER_S if len(batch) > 1 else 0.0
                 for outcome in batch if self._answered else ():
                     for answered in self._answered.pop(_key(outcome), ()):
                         answered()
             self._idle.set()
+
+    async def _gather(self) -> None:
+        if asyncio.get_running_loop().time() < self._gather_until:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._gather_until):
+                    await self._hurry.wait()
+        self._hurry.clear()
 
     def _take(self) -> list[Outcome]:
         batch: list[Outcome] = []

@@ -63,7 +63,7 @@ def test_inputs_that_a_former_parent_did_not_send_whole_count_no_more(tmp_path: 
             "leaf-1", cast(Any, Links(tmp_path)), Candidates([]), cast(Any, SimpleNamespace()), cast(Any, None),
             cast(Any, SimpleNamespace()), random.Random(1),
         )  # fmt: skip
-        uplink.executor = cast(Any, SimpleNamespace(submit=got.append, warm=lambda: None))
+        uplink.executor = cast(Any, SimpleNamespace(submit=got.append))
         assert await uplink._attach(FIRST)
         await uplink._on_work(FIRST, part(0, is_last=False))
         assert await uplink._attach(SECOND)
@@ -124,7 +124,7 @@ def hanging(tmp_path: Path, links: Parents) -> Uplink:
         "leaf-1", cast(Any, links), Candidates([FIRST]), outbox, lambda running: OFFER,
         Multicast("home", "auto", is_wanted=False), random.Random(1),
     )  # fmt: skip
-    uplink.executor = cast(Any, SimpleNamespace(running=list))
+    uplink.executor = cast(Any, SimpleNamespace(running=list, warm=lambda: None))
     return uplink
 
 
