@@ -75,9 +75,10 @@ class BranchSpec(Row, frozen=True, kw_only=True):
 
 class Offer(Row, frozen=True, kw_only=True):
     """One free place of the proposing node, for a branch that its command makes ready: that branch is assigned by the
-    same command, a commitment and a hop sooner than by the scheduler. Nothing that waits longer is overtaken, and an
-    offer that does not fit (other instance, not alive, ritual not offered) is passed over: the branch is queued. So is
-    a branch with a placement or a ritual with a limit, which are for the scheduler to judge."""
+    same command, a commitment and a hop sooner than by the scheduler. A first branch overtakes nothing that waits; a
+    consolidation may, so that what has begun ends. An offer that does not fit (other instance, not alive, ritual not
+    offered) is passed over: the branch is queued. So is a branch with a placement, or whose ritual has a limit there,
+    which are for the scheduler to judge."""
 
     node_id: NodeId
     instance_id: InstanceId

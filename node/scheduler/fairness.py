@@ -26,6 +26,10 @@ MISSES_MAX = 32
 """So often a session may be looked at again after an entry that did not fit, before all others have been looked at."""
 
 
+PLACES_MAX = 10_000
+"""Sessions of which it is known where to go on: a megabyte. Then they are begun anew."""
+
+
 class Queue(Protocol):
     """What is queued: sessions are known by a key that orders them by submission."""
 
@@ -97,7 +101,7 @@ def serve(
     """Offers entries one after the other until `offer` answers None, which means that no place is left; True: it was
     placed, False: it does not fit now. Looks at `look_max` entries of each priority at most."""
     looked, has_more = 0, False
-    sessions_max = look_max - min(MISSES_MAX, look_max // 2)  # so all of them are looked at
+    sessions_max = look_max - min(MISSES_MAX, look_max // 4)  # so all of them are looked at
     for priority in queue.priorities():
         last = turns.last.get(priority, b"")
         window = list(islice(_cycle(queue, priority, last), sessions_max + 1))
@@ -123,7 +127,7 @@ def serve(
         else:
             turns.last[priority] = window[-1]
             has_more = not _has_lapped(turns, priority, last, window) or has_more
-    if not has_more:
+    if not has_more or len(turns.places) > PLACES_MAX:
         turns.places.clear()
     return Served(looked, has_more)
 

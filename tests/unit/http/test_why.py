@@ -220,6 +220,15 @@ def test_a_dry_run_submits_nothing_and_says_where_branches_would_go() -> None:
     run(scenario)
 
 
+def test_a_dry_run_of_many_that_fit_nowhere_does_not_tell_of_every_node_each_time() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        answer = await client.post("/v1/sessions?dry_run=1", json=body(100, require={"gpu": True}))
+        told = (await answer.json())["placements"]
+        assert [bool(row["ruled_out"]) for row in told] == [True] * 20 + [False] * 80
+
+    run(scenario)
+
+
 def test_the_status_tells_of_the_backlog() -> None:
     async def scenario(client: Client, node: TwinNode) -> None:
         low = await submitted(client, priority=-1)
