@@ -7,9 +7,8 @@ Stop (SIGTERM, Ctrl-C), within `STOP_S`: no new work - drain - hand leadership o
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
 
 import structlog
 
@@ -30,6 +29,7 @@ from node import __version__, process
 from node.backups import Backups
 from node.common import executor_settings, mesh_settings, named_rituals
 from node.config import Config, join_host_port
+from node.daemon import BaseDaemon
 from node.disk import DiskWatch
 from node.executor.executor import Executor
 from node.http.inward import Inward
@@ -77,21 +77,16 @@ def run(config: Config) -> int:
     return process.run(lambda: Node(config))
 
 
-class Node:
+class Node(BaseDaemon):
     """One daemon in this process: `async with Node(config) as node`. Usable by tests and benchmarks as it is."""
 
     def __init__(self, config: Config) -> None:
+        super().__init__()
         self._config = config
-        self._exits = contextlib.AsyncExitStack()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: asyncio.Future[None] | None = None
         self._serving = asyncio.Event()
         self._leaves: set[NodeId] = set()
         """To whom there is a link; all else about them is the share's."""
         self._share: Share | None = None
-        self._is_stopping = False
-        self.withdrawn: str | None = None
-        """Why this node takes part no more, though it still answers."""
 
     @property
     def group(self) -> Group:
@@ -101,17 +96,8 @@ class Node:
 
     # -- start: in this order --
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._exits.aclose()
-            raise
-        return self
-
     async def _start(self) -> None:
         config = self._config
-        self._failure = asyncio.get_running_loop().create_future()
         self.store = await asyncio.to_thread(open_store, config)
         self.workshop = Workshop(self.store, config.data_dir)
         self._exits.callback(self.store.close)
@@ -217,11 +203,6 @@ class Node:
     def look_at_secrets(self) -> None:
         self.mesh.look_at_secrets()
 
-    async def wait_failed(self) -> None:
-        """Raises when something failed that this daemon cannot go on without."""
-        assert self._failure is not None
-        await asyncio.shield(self._failure)
-
     # -- stop: in this order --
 
     async def __aexit__(
@@ -231,9 +212,7 @@ class Node:
         self._is_stopping = True
         if self.withdrawn is None:
             await self._take_leave(share)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         if share is not None:
             share.snapshots.stop()
             share.parent.stop()
@@ -323,18 +302,15 @@ class Node:
         self.service.note_replica_failure(str(error))
         if isinstance(error, StorageError | UpgradeRequired):
             self.own("withdrawing", self._withdraw(str(error)))
-        elif self._failure is not None and not self._failure.done():
-            self._failure.set_exception(error)
+        else:
+            self._fail(error)
 
     async def _withdraw(self, reason: str) -> None:
         """The store cannot be written any more, or the log not applied, and a restart would not change that. So nobody
         may count on this node: its links end, and others take over what it led and executed. But what it had made
         durable can still be read here, marked as such, until somebody stops the process."""
         self.withdrawn = reason
-        others = self._tasks - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await self._end_tasks()
         await self.executor.stop()
         await self.mesh.stop()
         log.error("withdrawn", reason=reason, goes_on="reading over HTTP, until it is stopped")
@@ -374,17 +350,3 @@ class Node:
             "software": __version__,
             "at_ms": now_ms(),
         }
-
-    def own(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """A task that must not end with an error: if it does, the daemon fails rather than limps."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and self._failure is not None and not self._failure.done():
-            self._failure.set_exception(error)

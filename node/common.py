@@ -17,8 +17,6 @@ from storage.ids import NodeId
 STORE_DIRECTORY = "consensus"
 """In `data_dir`: the replica."""
 
-LEFT = "this node has left the mesh: stop it; starting it again brings it back"
-
 
 def mesh_settings(config: Config, tier: Tier) -> MeshSettings:
     """`tier`: as it is decided so far."""

@@ -8,9 +8,7 @@ import asyncio
 import contextlib
 import gc
 import random
-from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Self
 
 import structlog
 
@@ -32,6 +30,7 @@ from node.common import (
     ritual_offers,
 )
 from node.config import Config, join_host_port
+from node.daemon import BaseDaemon
 from node.executor.executor import Executor
 from node.executor.work import AttemptKey
 from node.http.guard import Guard
@@ -63,30 +62,17 @@ def run(config: Config, tier_why: str = CONFIGURED) -> int:
     return process.run(lambda: Leaf(config, tier_why))
 
 
-class Leaf:
+class Leaf(BaseDaemon):
     """One Leaf in this process: `async with Leaf(config) as leaf`."""
 
     def __init__(self, config: Config, tier_why: str = CONFIGURED) -> None:
+        super().__init__()
         self._config = config
         self.tier_why = tier_why
-        self._exits = contextlib.AsyncExitStack()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: asyncio.Future[None] | None = None
         self._registered_at_ms = 0
-        self._is_stopping = False
-        self.withdrawn: str | None = None
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._exits.aclose()
-            raise
-        return self
 
     async def _start(self) -> None:
         config = self._config
-        self._failure = asyncio.get_running_loop().create_future()
         config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._exits.callback(DirectoryLock(config.data_dir).release)
         identity = Identity.load_or_create(config.data_dir / "identity")
@@ -123,18 +109,13 @@ class Leaf:
         host, port = await self.http.start()
         self._exits.push_async_callback(self.http.stop)
         log.info("started", node=config.node.name, id=self.node_id, http=f"http://{join_host_port(host, port)}/")
-        self._own("outbox", self.outbox.run())
-        self._own("uplink", self.uplink.run())
+        self.own("outbox", self.outbox.run())
+        self.own("uplink", self.uplink.run())
         gc.collect()
 
     @property
     def config(self) -> Config:
         return self._config
-
-    async def wait_failed(self) -> None:
-        """Raises when something failed that this daemon cannot go on without."""
-        assert self._failure is not None
-        await asyncio.shield(self._failure)
 
     def look_at_secrets(self) -> None:
         self.links.look_at_secrets()
@@ -150,9 +131,7 @@ class Leaf:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DELIVER_S if self.uplink.parent is not None else 0):
                 await self.outbox.wait_idle()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         await self.outbox.keep()
         await self._exits.aclose()
 
@@ -175,16 +154,3 @@ class Leaf:
             labels=labels(config),
             ritual_limits=ritual_limits(self.registry),
         )
-
-    def _own(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and self._failure is not None and not self._failure.done():
-            self._failure.set_exception(error)

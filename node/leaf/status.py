@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from node import __version__
-from node.common import LEFT
 from node.service.times import iso
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ class Status:
                 "ok": uplink.is_registered,
                 "detail": "registered"
                 if uplink.is_registered
-                else LEFT
-                if uplink.has_left
-                else "this start is not registered yet",
+                else uplink.refusal or "this start is not registered yet",
             },
         ]
         is_ok = all(check["ok"] for check in checks)

@@ -30,6 +30,9 @@ from node.uplinks.messages import Assigned, Attach, Attached, Register, Register
 from storage.errors import CodecError
 from storage.ids import NodeId
 
+FINAL = ("has_left", "stale_instance")
+"""Refusals of a registration that no later one of this instance would change."""
+
 log = structlog.get_logger()
 
 
@@ -51,8 +54,8 @@ class Uplink:
         self.told: Told | None = None
         """Of the parent; None while there is none."""
         self.is_registered = False
-        self.has_left = False
-        """The mesh takes this instance back no more; its daemon is to be stopped or started again."""
+        self.refusal = ""
+        """Why the mesh takes this instance no more, if so."""
         self.since = time.monotonic()
         """The parent, or the lack of one."""
         self.trouble = "looking for a parent"
@@ -308,11 +311,13 @@ class Uplink:
         try:
             answer = await self._links.request(parent, messages.REGISTER, payload, limits.REGISTER_S)
         except RemoteFailed as error:
-            if error.code != "has_left":
+            if error.code not in FINAL:
                 raise
-            if not self.has_left:
-                log.warning("has_left", reason=str(error))
-            self.has_left, self.is_registered = True, False
+            if self.refusal != str(error):
+                log.warning("not_registered", reason=str(error))
+            self.refusal, self.is_registered = str(error), False
+            for key in running:
+                self.executor.cancel(*key)  # nothing is leased to this instance any more
             return
         registered = messages.decode(answer, Registered)
         for key in registered.stop:

@@ -18,7 +18,6 @@ from consensus.state import versions as command_versions
 from consensus.state.rows import Member
 from mesh.handshake import PROTOCOL_MAX
 from node import __version__
-from node.common import LEFT
 from node.service import backlog, liveness, trust, voting
 from node.service.errors import ServiceError
 from node.service.ports import GroupStatus
@@ -33,6 +32,7 @@ PROGRESS_S_MAX: Final = 15.0
 """A command must have been applied within this; the leader commits a canary every few seconds if nothing else does."""
 
 DISK_FREE_BYTES_WARN: Final = 1 << 30
+LEFT: Final = "this node has left the mesh: stop it; starting it again brings it back"
 _FORMATS: Final = {
     "link_protocol": PROTOCOL_MAX,
     "storage_format": STORAGE_FORMAT,

@@ -11,7 +11,7 @@ import pytest
 from mesh.errors import RemoteFailed
 from mesh.parents import Alternative, Candidates, Sample
 from mesh.uplink import Answered
-from node.executor.work import BranchInput, Work
+from node.executor.work import AttemptKey, BranchInput, Work
 from node.leaf.multicast import Multicast
 from node.leaf.outbox import Outbox
 from node.leaf.uplink import Uplink
@@ -85,6 +85,8 @@ class Parents(Links):
         self.up: set[NodeId] = set()
         self.gate = asyncio.Event()
         self.forgets = 0
+        self.refuses = ""
+        self.asked = 0
         self.attached: list[NodeId] = []
         self.on_link_down: Any = None
         self.on_notice: Any = None
@@ -100,6 +102,9 @@ class Parents(Links):
         if method == messages.ATTACH:
             self.attached.append(peer)
         if method == messages.REGISTER:
+            self.asked += 1
+            if self.refuses:
+                raise RemoteFailed(self.refuses, "start it again")
             if self.forgets:
                 self.forgets -= 1
                 raise RemoteFailed("not_attached", "attach first")
@@ -164,6 +169,29 @@ def test_a_parent_that_has_forgotten_this_leaf_is_left(tmp_path: Path) -> None:
         running = asyncio.create_task(uplink.run())
         await registered(uplink)
         assert links.attached == [FIRST, FIRST]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize("code", ["has_left", "stale_instance"])
+def test_an_instance_that_is_taken_no_more_stops_asking_and_working(tmp_path: Path, code: str) -> None:
+    async def main() -> None:
+        links = Parents(tmp_path)
+        uplink = hanging(tmp_path, links)
+        stopped: list[tuple[Any, ...]] = []
+        key = AttemptKey(SessionId("2df18a12-f01b-4fb3-91b1-b52a88d742cf"), 0, 1)
+        uplink.executor = cast(Any, SimpleNamespace(running=lambda: [key], cancel=lambda *one: stopped.append(one)))
+        running = asyncio.create_task(uplink.run())
+        await registered(uplink)
+        links.refuses = code
+        uplink._on_notice(FIRST, messages.AGAIN, b"")
+        while not uplink.refusal:
+            await asyncio.sleep(0.001)
+        assert (uplink.is_registered, links.asked, stopped) == (False, 2, [key])
+        await asyncio.sleep(0)
+        assert uplink.parent == FIRST, "its clients are answered"
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
