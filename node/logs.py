@@ -5,12 +5,13 @@ error, so that standard output stays free for answers. The standard library's lo
 pysyncobj) come through the same door, from `warning` on.
 """
 
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -41,7 +42,7 @@ def configure(level: str = "info", format: str = "auto", *, stream: TextIO | Non
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=out),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Unfailing(out))),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -49,6 +50,22 @@ def configure(level: str = "info", format: str = "auto", *, stream: TextIO | Non
         root.removeHandler(handler)
     root.addHandler(_Bridge())
     root.setLevel(max(LEVELS[level], logging.WARNING))
+
+
+class _Unfailing:
+    """A stream whose log lines are lost when it takes none (a full disk, a reader that is gone): what they tell of goes
+    on."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._out.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._out.flush()
 
 
 class Console:
