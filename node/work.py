@@ -25,6 +25,7 @@ from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Offer
 from consensus.state.events import AttemptEnded, BranchAssigned, BranchCancelled, BranchRequeued, Numbered
 from consensus.state.rows import Branch, Failure, Lease, RitualKind, Session
 from node.executor.work import AttemptKey, BranchInput, Work
+from node.scheduler.placement import REST_MS_MAX
 from node.scheduler.policy import LEASE_GRACE_MS
 from storage import codec
 from storage.errors import StorageError
@@ -38,9 +39,8 @@ OUTCOME_BATCH_BYTES_MAX = 512 * 1024
 """Encoded knowledge in one command: half the command cap, so that one more outcome of the largest size still fits."""
 
 RETRY_MS_MIN = 200
-RETRY_MS_MAX = 60_000
-"""A failed attempt is followed by a pause that doubles each time: what is broken for a moment has time to recover, and
-what is broken for good does not keep slots busy."""
+"""A failed attempt is followed by a pause that doubles each time, up to REST_MS_MAX: what is broken for a moment has
+time to recover, and what is broken for good does not keep slots busy."""
 
 REPORT_DEADLINE_S = 10.0
 GATHER_S = 0.02
@@ -232,7 +232,7 @@ def _key(outcome: Outcome) -> AttemptKey:
 
 
 def backoff_ms(attempt: int) -> int:
-    return min(RETRY_MS_MIN << min(max(attempt - 1, 0), 16), RETRY_MS_MAX)
+    return min(RETRY_MS_MIN << min(max(attempt - 1, 0), 16), REST_MS_MAX)
 
 
 class Reporter:

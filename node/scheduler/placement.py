@@ -27,6 +27,16 @@ from node.scheduler.matching import holds, labels_of, told, version_fits
 from node.scheduler.testimony import Testimony
 from storage.ids import NodeId, SessionId
 
+REST_MS_MAX = 60_000
+"""A branch whose attempt has failed rests no longer."""
+
+
+def rests_ms(entry: QueueEntry, now_ms: int) -> int:
+    """For how much longer. Until when, was told by the clock of the node that failed: if it is more than anybody rests,
+    that clock is ahead of the leader's, and the branch goes at once rather than in an hour."""
+    left_ms = entry.not_before_ms - now_ms
+    return left_ms if 0 < left_ms <= REST_MS_MAX else 0
+
 
 @dataclass(frozen=True)
 class View:
@@ -209,9 +219,9 @@ class Floor:
 
     def waits(self, entry: QueueEntry) -> Obstacle | None:
         """Why this branch cannot go anywhere now, whatever is free."""
-        if entry.not_before_ms > self._now_ms:
-            left_s = (entry.not_before_ms - self._now_ms) / 1000
-            return Obstacle("resting", f"it rests for {left_s:.1f} s after a failed attempt", "wait")
+        left_ms = rests_ms(entry, self._now_ms)
+        if left_ms:
+            return Obstacle("resting", f"it rests for {left_ms / 1000:.1f} s after a failed attempt", "wait")
         if is_session_full(entry, self.running[entry.session_id]):
             return Obstacle(
                 "session_limit", f"its session runs {entry.concurrency} branches, its limit", "wait for one of them"

@@ -12,7 +12,7 @@ from consensus.state import queries
 from consensus.state.commands import BranchSpec, SubmitSession
 from consensus.state.rows import Branch, Member, QueueEntry, Session
 from node.scheduler.matching import labels_of
-from node.scheduler.placement import Floor, Obstacle
+from node.scheduler.placement import Floor, Obstacle, rests_ms
 from node.service.errors import ServiceError
 from node.service.readings import Reading, Wanted
 from node.service.service import NodeService
@@ -116,7 +116,7 @@ def _document(service: NodeService, sight: Sight, txn: Transaction, session: Ses
         held = _NO_LEADER if service.status.leader is None else floor.waits(entry)
         candidates = list(floor.survey(entry))
         unknown = _unknown_labels(entry, view.members)
-        if entry.not_before_ms > now_ms:
+        if rests_ms(entry, now_ms):
             deadline = {"at": iso(entry.not_before_ms), "what": "it may be tried again"}
     elif branch.status == "processing":
         deadline = {"at": iso(branch.deadline_ms), "what": "its lease ends, and it goes on elsewhere"}

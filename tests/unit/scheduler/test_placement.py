@@ -119,6 +119,7 @@ def test_rests_and_limits_hold_a_branch_back_wherever_it_would_go() -> None:
     assert resting is not None
     assert (resting.code, "1.5 s" in resting.detail) == ("resting", True)
     assert floor.waits(entry(0, not_before_ms=NOW_MS)) is None
+    assert floor.waits(entry(0, not_before_ms=NOW_MS + 3_600_000)) is None, "the clock that said so is ahead"
     full = floor.waits(entry(0, session_id=session(9), concurrency=1))
     assert full is not None
     assert full.code == "session_limit"
