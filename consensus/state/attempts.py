@@ -7,16 +7,19 @@ Rules a reader must not break:
 - The first valid result of either is recorded. The other attempt is superseded then: its node is told to stop, and what
   it still brings is evidence.
 - One that ends without a result, while the other is under way, is counted and nothing more: whether the branch is tried
-  again or fails is asked when none is left.
+  again or fails is asked when none is left. So once failures or losses have reached their limit, nothing begins beside
+  what is left, or there would always be another one.
 """
 
 from msgspec.structs import replace
 
 from consensus.state.events import AttemptEnded
+from consensus.state.limits import LOSSES_MAX
 from consensus.state.rows import Attempt, AttemptStatus, Branch, Failure, Running
-from consensus.state.tables import ATTEMPTS, LEASES, Workspace, encode, u32
+from consensus.state.tables import ATTEMPTS, LEASES, Workspace, decode_attempt, encode, u32
 from storage.ids import NodeId
 from storage.keys import prefix_end
+from storage.transactions import Transaction
 
 
 def first_of(branch: Branch) -> Running:
@@ -118,10 +121,43 @@ def announce(work: Workspace, branch: Branch, ended: Running, status: AttemptSta
     )
 
 
-def highest(work: Workspace, key: bytes, branch: Branch) -> int:
+def highest(txn: Transaction, key: bytes, branch: Branch) -> int:
     """The highest number given: that of a speculative attempt that ended before the first, or its own."""
-    latest = next(work.txn.scan(ATTEMPTS, key, prefix_end(key), reverse=True, limit=1), None)
+    latest = next(txn.scan(ATTEMPTS, key, prefix_end(key), reverse=True, limit=1), None)
     return branch.attempt if latest is None else max(branch.attempt, int.from_bytes(latest[0][-4:], "big"))
+
+
+def takes_second(txn: Transaction, key: bytes, branch: Branch) -> bool:
+    """Whether a speculative attempt may begin: none has beside this one, and the branch is not at its last chance."""
+    return (
+        branch.status == "processing"
+        and branch.speculative is None
+        and branch.failures < branch.attempts_max
+        and branch.losses < LOSSES_MAX
+        and highest(txn, key, branch) == branch.attempt
+    )
+
+
+def verdict(work: Workspace, key: bytes, branch: Branch, failure: Failure, *, is_lost: bool) -> Failure | None:
+    """The only attempt under way has ended so, and is counted: why the branch fails for good; None: it is tried again.
+    One that had failed too often while the other was under way fails with that, also if the other one is lost."""
+    if branch.failures >= branch.attempts_max:
+        return _latest_failure(work, key) if is_lost else failure
+    if is_lost and branch.losses >= LOSSES_MAX:
+        return Failure(
+            code="lost_too_often",
+            message=f"{branch.losses} attempts were lost with their node; the last one: {failure.code}. "
+            "Check whether this branch exhausts the machines it runs on.",
+        )
+    return None
+
+
+def _latest_failure(work: Workspace, key: bytes) -> Failure:
+    for _, stored in work.txn.scan(ATTEMPTS, key, prefix_end(key), reverse=True):
+        attempt = decode_attempt(stored)
+        if attempt.status == "failed" and attempt.failure is not None:
+            return attempt.failure
+    raise AssertionError("what has failed has a row of it")
 
 
 def _lease_key(key: bytes, branch: Branch, running: Running) -> bytes:

@@ -12,7 +12,7 @@ Rules a reader must not break:
 
 from msgspec.structs import replace
 
-from consensus.state.attempts import end, first_of, highest, leave_only, under_way
+from consensus.state.attempts import end, first_of, highest, leave_only, takes_second, under_way, verdict
 from consensus.state.commands import (
     AssignBranches,
     Assignment,
@@ -28,7 +28,6 @@ from consensus.state.limits import (
     CONSOLIDATION_KNOWLEDGE_BYTES_MAX,
     DURATION_MS_MAX,
     KNOWLEDGE_BYTES_MAX,
-    LOSSES_MAX,
     TEXT_BYTES_MAX,
     TIME_MS_MAX,
 )
@@ -128,13 +127,11 @@ def _assign_beside(work: Workspace, item: Assignment) -> bool:
         return False
     branch, member = decode_branch(stored), decode_member(offered)
     if (
-        branch.status != "processing"
-        or branch.speculative is not None
+        not takes_second(work.txn, key, branch)
         or branch.node_id == item.node_id
         or not _takes_work(member, item.instance_id)
         or branch.ritual not in member.rituals
         or item.attempt != branch.attempt + 1
-        or highest(work, key, branch) != branch.attempt
     ):
         return False
     running = Running(
@@ -397,34 +394,14 @@ def end_attempt(
     failure = clipped(failure)
     status: AttemptStatus = "lost" if is_lost else "failed"
     end(work, key, branch, running, status, failure=failure, duration_ms=duration_ms, late=late)
-    failures = branch.failures + (not is_lost)
-    losses = branch.losses + is_lost
+    branch = replace(branch, rev=work.index, failures=branch.failures + (not is_lost), losses=branch.losses + is_lost)
     if branch.speculative is not None:
-        other = leave_only(work, key, branch, running, status)
-        work.replace(
-            BRANCHES, key, stored, encode_row(replace(other, rev=work.index, failures=failures, losses=losses))
-        )
+        work.replace(BRANCHES, key, stored, encode_row(leave_only(work, key, branch, running, status)))
         return
-    final: Failure | None = None
-    if is_lost and losses >= LOSSES_MAX:
-        final = Failure(
-            code="lost_too_often",
-            message=f"{losses} attempts were lost with their node; the last one: {failure.code}. "
-            "Check whether this branch exhausts the machines it runs on.",
-        )
-    elif not is_lost and failures >= branch.attempts_max:
-        final = failure
     edit.has_changed = True
+    final = verdict(work, key, branch, failure, is_lost=is_lost)
     if final is None:
-        changed = replace(
-            branch,
-            rev=work.index,
-            status="pending",
-            attempt=highest(work, key, branch),
-            deadline_ms=None,
-            failures=failures,
-            losses=losses,
-        )
+        changed = replace(branch, status="pending", attempt=highest(work.txn, key, branch), deadline_ms=None)
         work.replace(BRANCHES, key, stored, encode_row(changed))
         work.insert(QUEUE, edit.queue_key(branch.branch_index), encode_row(queue_entry(changed, edit.row, retry_at_ms)))
         if branch.role == "branch":
@@ -443,11 +420,8 @@ def end_attempt(
         return
     changed = replace(
         branch,
-        rev=work.index,
         status="failed",
         deadline_ms=None,
-        failures=failures,
-        losses=losses,
         completed_at_ms=work.at_ms,
         duration_ms=duration_ms,
         failure=final,

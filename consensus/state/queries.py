@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from consensus.state import attempts
 from consensus.state.events import Numbered
 from consensus.state.patterns import normal_form, pattern_key
 from consensus.state.rows import (
@@ -191,6 +192,12 @@ def list_attempts(txn: Transaction, session_id: SessionId | str, branch_index: i
             )
         )
     return sorted(found, key=lambda attempt: attempt.attempt)
+
+
+def takes_second_attempt(txn: Transaction, branch: Branch) -> bool:
+    """Whether the state machine would begin one beside the one under way, as far as the branch is concerned."""
+    key = _branch_key(branch.session_id, branch.branch_index)
+    return key is not None and attempts.takes_second(txn, key, branch)
 
 
 def get_insight(txn: Transaction, session_id: SessionId | str) -> Insight | None:

@@ -86,6 +86,9 @@ class StoredLedger:
     def branch(self, session_id: SessionId, branch_index: int) -> Branch | None:
         return queries.get_branch(self._txn, session_id, branch_index)
 
+    def takes_second(self, branch: Branch) -> bool:
+        return queries.takes_second_attempt(self._txn, branch)
+
 
 class Dispatcher:
     """`wake()` whenever something may have changed; `set_leading()` when leadership comes or goes."""
@@ -168,23 +171,19 @@ class Dispatcher:
                 stuck=self._stuck(time.monotonic()),
                 average_ms=lambda session_id: ahead.average_ms(queries.get_session(txn, session_id)),
             )
-            ledger = StoredLedger(txn) if known >= SPECULATION_VERSION and self._looks_for_slow() else None
+            # with a review, not with every decision: it reads sessions and branches
+            is_due = time.monotonic() - self._slow_at >= REVIEW_S
+            ledger = StoredLedger(txn) if is_due and known >= SPECULATION_VERSION else None
             commands, served = decide(view, StoredQueue(txn), self._turns, now_ms, ledger)
             queue_length = queries.queue_length(txn)
+        if ledger is not None and not served.has_more:
+            self._slow_at = time.monotonic()
         self._looked += served.looked
         has_placed = any(isinstance(command, AssignBranches) for command in commands)
         if served.has_more and not has_placed and self._looked < queue_length:
             return commands, False  # nothing here fits; others may, further back
         self._looked = 0  # all of it was seen, or places were filled and the next look begins anew
         return commands, True
-
-    def _looks_for_slow(self) -> bool:
-        """With a review, not with every decision: it reads sessions and branches."""
-        now = time.monotonic()
-        if now - self._slow_at < REVIEW_S:
-            return False
-        self._slow_at = now
-        return True
 
     def stuck(self) -> set[NodeId]:
         """Members whose replica does not keep up; known on the leader only."""

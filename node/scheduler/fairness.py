@@ -56,6 +56,8 @@ class Turns:
     """Of sessions of which nothing that was looked at could be placed: where to go on."""
     laps: dict[int, bytes] = field(default_factory=dict)
     """Of a priority with more sessions than are looked at at once: the first one since something was placed."""
+    slow: tuple[SessionId, int] = (SessionId(""), -1)
+    """The branch behind which the look for what is slow goes on (`speculation`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def decide(
     speculative: list[Assignment] = []
     if ledger is not None and floor.free > 0 and not served.has_more:
         held = [lease for lease in view.leases if lease.deadline_ms > now_ms and lease.node_id not in gone]
-        speculative = speculate(held, floor, ledger, now_ms, LEASE_GRACE_MS)
+        speculative = speculate(held, floor, ledger, turns, view.leader_for_ms, now_ms, LEASE_GRACE_MS)
     if assignments or speculative:
         commands.append(AssignBranches(assignments=assignments, at_ms=now_ms, speculative=speculative))
     return commands, served

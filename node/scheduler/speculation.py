@@ -5,15 +5,18 @@ Rules:
   branches take. What is far beyond that is more likely a slow node than a long branch.
 - beside each attempt there is one at most (the state machine sees to that); it goes where any branch of its kind may.
 - a session may be submitted without: what its rituals do elsewhere (a payment, a message) is then not done by two.
+- a new leader waits: times are of the clock of the one before it, and results may be on their way since it was lost.
+- the cost of a look is bounded; the next one goes on behind it.
 """
 
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from consensus.state.commands import Assignment
 from consensus.state.rows import Branch, Lease, Session
 from consensus.state.sessions import queue_entry
+from node.scheduler.fairness import Turns
 from node.scheduler.placement import Floor, assignment
 from storage.ids import SessionId
 
@@ -25,8 +28,14 @@ SLOW_MS = 1_000
 """Slow is what has run for so many times the mean of those that are done, and for so much longer. Less than a second is
 not worth the second attempt."""
 
+SETTLED_MS = 10_000
+"""A leader for so long has heard of what ended before it: elections and clocks that differ take less."""
+
 SPECULATIVE_MAX = 64
-"""In one decision."""
+"""Slow attempts for which a place is looked for in one decision."""
+
+READS_MAX = 1_000
+"""Sessions and branches read in one decision: 12 ms, if their parameters are small."""
 
 
 class Ledger(Protocol):
@@ -36,44 +45,65 @@ class Ledger(Protocol):
 
     def branch(self, session_id: SessionId, branch_index: int) -> Branch | None: ...
 
+    def takes_second(self, branch: Branch) -> bool:
+        """Whether the state machine would begin one beside the one under way."""
+        ...
 
-def speculate(leases: Sequence[Lease], floor: Floor, ledger: Ledger, now_ms: int, grace_ms: int) -> list[Assignment]:
+
+def speculate(
+    leases: Sequence[Lease], floor: Floor, ledger: Ledger, turns: Turns, leader_for_ms: int, now_ms: int, grace_ms: int
+) -> list[Assignment]:
     """Takes the places on the floor."""
     assignments: list[Assignment] = []
-    for session, branch in _slow(leases, ledger, now_ms):
-        if floor.free <= 0 or len(assignments) == SPECULATIVE_MAX:
-            break
+    for tried, (session, branch) in enumerate(_slow(leases, ledger, turns, leader_for_ms, now_ms), 1):
         entry = queue_entry(branch, session)
         member = floor.choose(entry)
-        if member is None or member.node_id == branch.node_id:
-            continue
-        floor.take(entry, member)
-        assignments.append(assignment(entry, member, now_ms + entry.timeout_ms + grace_ms))
+        if member is not None and member.node_id != branch.node_id:
+            floor.take(entry, member)
+            assignments.append(assignment(entry, member, now_ms + entry.timeout_ms + grace_ms))
+        if floor.free <= 0 or tried == SPECULATIVE_MAX:
+            break
     return assignments
 
 
-def _slow(leases: Sequence[Lease], ledger: Ledger, now_ms: int) -> Iterator[tuple[Session, Branch]]:
-    under_way = Counter((lease.session_id, lease.branch_index) for lease in leases)
+def _slow(
+    leases: Sequence[Lease], ledger: Ledger, turns: Turns, leader_for_ms: int, now_ms: int
+) -> Iterator[tuple[Session, Branch]]:
+    """Goes on behind the last one that was looked at."""
+    start = bisect_right(leases, turns.slow, key=_place)
     sessions: dict[SessionId, tuple[Session, int] | None] = {}
-    for lease in leases:
+    reads = 0
+    for lease in (*leases[start:], *leases[:start]):
+        if reads >= READS_MAX:
+            return
+        turns.slow = _place(lease)
         if lease.session_id not in sessions:
             sessions[lease.session_id] = _known(ledger.session(lease.session_id))
+            reads += 1
         known = sessions[lease.session_id]
-        if known is None or under_way[lease.session_id, lease.branch_index] > 1:
+        if known is None or leader_for_ms < min(known[1], SETTLED_MS):
             continue
         session, slow_ms = known
         branch = ledger.branch(lease.session_id, lease.branch_index)
+        reads += 1
         if branch is None or branch.role != "branch" or branch.started_at_ms is None:
             continue
-        if branch.attempt == lease.attempt and now_ms - branch.started_at_ms > slow_ms:
+        is_slow = branch.attempt == lease.attempt and now_ms - branch.started_at_ms > slow_ms
+        if is_slow and ledger.takes_second(branch):
             yield session, branch
 
 
+def _place(lease: Lease) -> tuple[SessionId, int]:
+    return lease.session_id, lease.branch_index
+
+
 def _known(session: Session | None) -> tuple[Session, int] | None:
-    """With the time after which a branch of it is slow."""
+    """And when a branch of it is slow. What waits comes before what is slow, also within its limits."""
     if session is None or not session.speculation or not session.completed:
         return None
     if session.completed < DONE_SHARE * session.total_branches:
+        return None
+    if session.pending and (session.concurrency is not None or session.ritual_concurrency):
         return None
     mean_ms = session.duration_sum_ms / session.completed
     return session, int(max(SLOW_FACTOR * mean_ms, mean_ms + SLOW_MS))

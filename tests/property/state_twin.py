@@ -310,6 +310,8 @@ class Twin:
         running = self.running(branch)
         if (
             len(running) != 1
+            or branch["failures"] >= branch["attempts_max"]
+            or branch["losses"] >= self.losses_max
             or running[0][0] != len(branch["attempts"])
             or running[0][1]["node"] == item.node_id
             or item.attempt != len(branch["attempts"]) + 1
@@ -391,10 +393,11 @@ class Twin:
             return
         branch["deadline"] = None
         branch["rests"] = 0
-        if is_lost and branch["losses"] >= self.losses_max:
+        if branch["failures"] >= branch["attempts_max"]:
+            final = [attempt["failure"] for attempt in branch["attempts"] if attempt["status"] == "failed"][-1]
+            final = code if not is_lost else final
+        elif is_lost and branch["losses"] >= self.losses_max:
             final = "lost_too_often"
-        elif not is_lost and branch["failures"] >= branch["attempts_max"]:
-            final = code
         else:
             branch.update(status="pending", attempt=len(branch["attempts"]))
             self.events.append(f"branch_requeued {session['id']} {branch['place']}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from consensus.state import branches
+from consensus.state import attempts
 from consensus.state.commands import AnyCommand, Canary
 from tests.property.test_state_machine import LOSSES_MAX, Pair
 from tests.unit.state.model import (
@@ -27,6 +27,7 @@ from tests.unit.state.model import (
     register,
     requeue,
     set_status,
+    spec,
     speculate,
     submit,
 )
@@ -51,6 +52,8 @@ def _states() -> Iterator[tuple[str, list[AnyCommand]]]:
     yield "two attempts", beside
     yield "the speculative one lost", [*beside, set_status(NODES[1], "dead")]
     yield "the first one failed", [*beside, complete(outcome(S1, 0, failure=FAILED))]
+    strict = [*start, submit(S1, specs=[spec(attempts_max=1)]), *beside[3:]]
+    yield "the other is the last chance", [*strict, complete(outcome(S1, 0, failure=FAILED))]
     yield "both failed", [*beside, *(complete(outcome(S1, 0, n + 1, NODES[n], failure=FAILED)) for n in (1, 0))]
     yield "the speculative one has won", [*beside, complete(outcome(S1, 0, 2, NODES[1]))]
     yield "the first one has won", [*beside, complete(outcome(S1, 0))]
@@ -100,7 +103,7 @@ def _commands() -> Iterator[AnyCommand]:
 
 @pytest.mark.parametrize(("name", "before"), list(_states()), ids=[name for name, _ in _states()])
 def test_every_command_in_every_state(name: str, before: list[AnyCommand], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branches, "LOSSES_MAX", LOSSES_MAX)
+    monkeypatch.setattr(attempts, "LOSSES_MAX", LOSSES_MAX)
     for command in _commands():
         pair = Pair()
         for earlier in before:

@@ -173,7 +173,7 @@ class Comparison(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.limits = ExitStack()
-        self.limits.enter_context(patch.object(branches, "LOSSES_MAX", LOSSES_MAX))
+        self.limits.enter_context(patch.object(attempts_module, "LOSSES_MAX", LOSSES_MAX))
         self.limits.enter_context(patch.object(sessions, "OPEN_SESSIONS_MAX", OPEN_SESSIONS_MAX))
         self.limits.enter_context(patch.object(members, "FORMER_INSTANCES_MAX", FORMER_MAX))
         self.pair = Pair()
@@ -341,7 +341,7 @@ FAULTS: dict[str, Any] = {
     "urgent sessions wait their turn": lambda: patch.object(
         sessions, "queue_prefix", lambda priority, index: u64(index)
     ),
-    "an attempt more than allowed": lambda: patch.object(branches, "LOSSES_MAX", LOSSES_MAX + 1),
+    "an attempt more than allowed": lambda: patch.object(attempts_module, "LOSSES_MAX", LOSSES_MAX + 1),
     "the consolidation is never queued": lambda: patch.object(branches, "settle", lambda work: None),
     "nothing is speculative": lambda: patch.object(branches, "_assign_beside", lambda work, item: False),
     "the slower one keeps its lease": lambda: patch.object(branches, "end", _end_unless_superseded),

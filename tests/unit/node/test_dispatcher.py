@@ -9,17 +9,26 @@ import pytest
 
 from consensus.errors import ProposalTimeout, Unavailable
 from consensus.state import queries
-from consensus.state.commands import AnyCommand, BranchSpec, RegisterMember, SubmitSession
-from consensus.state.rows import RitualOffer
+from consensus.state.commands import (
+    AnyCommand,
+    AssignBranches,
+    BranchSpec,
+    CompleteBranches,
+    Outcome,
+    RegisterMember,
+    SubmitSession,
+)
+from consensus.state.rows import Attempt, Failure, Knowledge, RitualOffer
 from node.pulse import Pulse
 from node.scheduler import dispatcher as dispatcher_module
-from node.scheduler import policy
+from node.scheduler import policy, speculation
 from node.scheduler.dispatcher import Dispatcher
 from node.scheduler.judgement import LinkView, Outlook
 from storage.ids import InstanceId, NodeId, SessionId
 from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinGroup
 
 OTHER = NodeId("b" * 26)
+UP = LinkView(is_up=True, since_ms=60_000, instance_id=InstanceId("other"))
 
 
 def spec(ritual: str) -> BranchSpec:
@@ -30,12 +39,14 @@ def session_id(number: int) -> SessionId:
     return SessionId(f"00000000-0000-0000-0000-{number:012d}")
 
 
-def register(group: TwinGroup, node: NodeId = NODE, instance: InstanceId = INSTANCE, async_slots: int = 4) -> None:
+def register(
+    group: TwinGroup, node: NodeId = NODE, instance: InstanceId = INSTANCE, async_slots: int = 4, software: str = "0"
+) -> None:
     rituals = {"echo": RitualOffer(version="1", kind="async"), "consolidate": RitualOffer(version="1", kind="async")}
     group.apply(
         RegisterMember(
             node_id=node, instance_id=instance, name=node[:4], tier="core", address="", http_address="", slots=1,
-            async_slots=async_slots, rituals=rituals, software="0", at_ms=NOW_MS,
+            async_slots=async_slots, rituals=rituals, software=software, at_ms=NOW_MS,
         )
     )  # fmt: skip
 
@@ -62,9 +73,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.asynccontextmanager
 async def leading(
-    group: TwinGroup, links: dict[NodeId, LinkView] | None = None, kind: type[Dispatcher] = Dispatcher
+    group: TwinGroup,
+    links: dict[NodeId, LinkView] | None = None,
+    kind: type[Dispatcher] = Dispatcher,
+    now_ms: Callable[[], int] = lambda: NOW_MS,
 ) -> AsyncIterator[Dispatcher]:
-    dispatcher = kind(NODE, group, lambda: Outlook(links or {}), lambda: NOW_MS)
+    dispatcher = kind(NODE, group, lambda: Outlook(links or {}), now_ms)
     group.subscribe_events(lambda events: dispatcher.wake())
     task = asyncio.create_task(dispatcher.run())
     dispatcher.set_leading(True)
@@ -160,6 +174,92 @@ def test_sessions_at_their_limit_do_not_keep_the_leader_busy(monkeypatch: pytest
             await until(lambda: dispatcher._pause_s == dispatcher_module.REVIEW_S)
 
     run(scenario)
+
+
+class Straggling(TwinGroup):
+    """Three branches of four are done in 10 ms each, on either node; the last one is not. Counts what is assigned."""
+
+    def __init__(self, software: str) -> None:
+        super().__init__()
+        self.assigned: list[AssignBranches] = []
+        self.now_ms = NOW_MS
+        register(self, software="0.2.0+commands.2")
+        register(self, OTHER, InstanceId("other"), software=software)
+
+    async def propose(self, command: AnyCommand, deadline_s: float = 10.0) -> Any:
+        if isinstance(command, AssignBranches):
+            self.assigned.append(command)
+        return await super().propose(command, deadline_s)
+
+    def told(self, attempt: Attempt, **how: Any) -> None:
+        where = {"session_id": session_id(1), "branch_index": attempt.branch_index, "node_id": attempt.node_id}
+        outcome = Outcome(attempt=attempt.attempt, duration_ms=10, ritual_version="1", **where, **how)
+        self.apply(CompleteBranches(outcomes=[outcome], at_ms=self.now_ms))
+
+    def attempts(self, index: int) -> list[Attempt]:
+        with self.read() as txn:
+            return queries.list_attempts(txn, session_id(1), index)
+
+
+@contextlib.asynccontextmanager
+async def straggling(monkeypatch: pytest.MonkeyPatch, software: str) -> AsyncIterator[Straggling]:
+    monkeypatch.setattr(dispatcher_module, "REVIEW_S", 0.001)
+    monkeypatch.setattr(speculation, "SETTLED_MS", 0)
+    group = Straggling(software)
+    async with leading(group, {OTHER: UP}, now_ms=lambda: group.now_ms):
+        submit(group, 1, 4)
+        await until(lambda: len(leases(group)) == 4)
+        for index in range(3):
+            group.told(group.attempts(index)[0], knowledge=Knowledge())
+        group.now_ms += 30_000
+        yield group
+
+
+def test_a_second_attempt_that_failed_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state would pass it over, and the log would grow with every review."""
+
+    async def scenario() -> None:
+        async with straggling(monkeypatch, "0.2.0+commands.2") as group:
+            await until(lambda: len(group.attempts(3)) == 2)
+            group.told(group.attempts(3)[1], failure=Failure(code="ritual_failed", message="It failed."))
+            proposed = len(group.assigned)
+            await asyncio.sleep(0.05)
+            assert len(group.assigned) == proposed
+            assert [row.status for row in group.attempts(3)] == ["processing", "failed"]
+
+    run(scenario)
+
+
+def test_nothing_is_speculative_while_a_member_does_not_know_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with straggling(monkeypatch, "0.1.0") as group:
+            await asyncio.sleep(0.05)
+            assert not any(command.speculative for command in group.assigned)
+            register(group, OTHER, InstanceId("other"), software="0.2.0+commands.2")
+            await until(lambda: len(group.attempts(3)) == 2)
+
+    run(scenario)
+
+
+def test_a_long_queue_that_fits_nowhere_does_not_hide_what_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for when all of the queue has been seen, which may be many decisions after it was due."""
+    monkeypatch.setattr(dispatcher_module.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(policy, "LOOK_MIN", 2)
+    group = Straggling("0.2.0+commands.2")
+    dispatcher = Dispatcher(NODE, group, lambda: Outlook({OTHER: UP}), lambda: group.now_ms)
+    submit(group, 1, 4)
+    for command in dispatcher._decide(60.0)[0]:
+        group.apply(command)
+    for index in range(3):
+        group.told(group.attempts(index)[0], knowledge=Knowledge())
+    group.now_ms += 30_000
+    submit(group, 2, 900, ritual="nobody_offers_this")
+    dispatcher._slow_at = 0.0
+    commands, is_done = dispatcher._decide(60.0)
+    assert not is_done
+    while not is_done:
+        commands, is_done = dispatcher._decide(60.0)
+    assert [isinstance(command, AssignBranches) and len(command.speculative) for command in commands] == [1]
 
 
 @pytest.mark.parametrize("where", ["read", "propose"])

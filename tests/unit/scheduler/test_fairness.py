@@ -35,7 +35,7 @@ def given_out(
         taken.append((entry.session_id, entry.branch_index))
         return True
 
-    serve(ListQueue(sessions), turns or Turns(), running or {}, offer, places + 8)
+    serve(ListQueue(sessions), turns or Turns(), running or {}, offer, places + 12)
     return taken
 
 

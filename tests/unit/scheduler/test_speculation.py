@@ -8,11 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from consensus.state.commands import AssignBranches
-from consensus.state.rows import Branch, Lease, Placement, QueueEntry, Session
-from node.scheduler import policy
+from consensus.state.rows import Branch, Lease, Placement, QueueEntry, Running, Session
+from node.scheduler import policy, speculation
 from node.scheduler.fairness import Turns
 from storage.ids import BranchId, InstanceId, NodeId, SessionId
 from tests.unit.scheduler.world import NOW_MS, SESSION, ListQueue, entry, lease, member, view
+
+SESSIONS_OWN = ("speculation", "concurrency", "ritual_concurrency", "pending")
 
 
 @dataclasses.dataclass
@@ -21,12 +23,18 @@ class Ledger:
 
     session_row: Session
     branches: dict[int, Branch]
+    spent: bool = False
+    reads: int = 0
 
     def session(self, session_id: SessionId) -> Session | None:
         return self.session_row if session_id == SESSION else None
 
     def branch(self, session_id: SessionId, branch_index: int) -> Branch | None:
+        self.reads += 1
         return self.branches.get(branch_index)
+
+    def takes_second(self, branch: Branch) -> bool:
+        return not self.spent
 
 
 def ledger(*, ran_ms: int = 60_000, done: int = 9, mean_ms: int = 1_000, **changes: Any) -> Ledger:
@@ -41,7 +49,7 @@ def ledger(*, ran_ms: int = 60_000, done: int = 9, mean_ms: int = 1_000, **chang
         rev=1,
         completed=done,
         duration_sum_ms=done * mean_ms,
-        **{name: changes.pop(name) for name in ("speculation", "concurrency") if name in changes},
+        **{name: changes.pop(name) for name in SESSIONS_OWN if name in changes},
     )
     branch = Branch(
         id=BranchId("b"),
@@ -73,10 +81,12 @@ def second(
     nodes: Sequence[str] = ("a", "b", "c"),
     leases: Sequence[Lease] = (SLOW,),
     queue: Sequence[QueueEntry] = (),
+    leader_for_ms: int = 60_000,
+    turns: Turns | None = None,
     **more: Any,
 ) -> list[tuple[int, str, int]]:
-    world = view([member(name, **more) for name in nodes], queue, leases)
-    commands, _ = policy.decide(world, ListQueue([(0, queue)]), Turns(), NOW_MS, told)
+    world = view([member(name, **more) for name in nodes], queue, leases, leader_for_ms=leader_for_ms)
+    commands, _ = policy.decide(world, ListQueue([(0, queue)]), turns or Turns(), NOW_MS, told)
     return [
         (item.branch_index, item.node_id, item.attempt)
         for command in commands
@@ -107,6 +117,8 @@ def test_its_lease_is_as_long_as_that_of_any_attempt() -> None:
         (ledger(done=0), "none is"),
         (ledger(speculation=False), "its session does not want it"),
         (ledger(concurrency=1), "its session may run no more"),
+        (ledger(ritual_concurrency={"cpu": 2}, pending=1), "the same, of its ritual"),
+        (ledger(concurrency=2, pending=1), "another branch of its session rests, and wants the place after that"),
         (ledger(placement=Placement(node="b")), "it may only be there"),
         (ledger(role="consolidation"), "there is but one of its kind"),
     ],
@@ -122,7 +134,41 @@ def test_never_on_the_same_node() -> None:
 
 
 def test_there_is_one_beside_an_attempt_at_most() -> None:
-    assert second(ledger(), leases=[SLOW, replace(SLOW, attempt=2, node_id=NodeId("c"))]) == []
+    beside = Running(
+        attempt=2, node_id=NodeId("c"), instance_id=InstanceId("c-1"), deadline_ms=NOW_MS + 9, started_at_ms=NOW_MS
+    )
+    told = ledger(speculative=beside)
+    told.spent = True
+    assert second(told, leases=[SLOW, replace(SLOW, attempt=2, node_id=NodeId("c"))]) == []
+
+
+def test_what_the_state_would_pass_over_is_not_proposed() -> None:
+    told = ledger()
+    told.spent = True
+    assert second(told) == []
+
+
+@pytest.mark.parametrize(("mean_ms", "leader_for_ms"), [(1_000, 2_000), (20_000, speculation.SETTLED_MS)])
+def test_a_new_leader_waits_for_what_ended_before_it(mean_ms: int, leader_for_ms: int) -> None:
+    """Its clock may differ from that of the last one, and results wait to be told."""
+    told = ledger(mean_ms=mean_ms)
+    assert second(told, leader_for_ms=leader_for_ms - 1) == []
+    assert second(told, leader_for_ms=leader_for_ms) == [(9, "c", 2)]
+
+
+def test_a_look_is_bounded_and_the_next_one_goes_on_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculation, "READS_MAX", 101)
+    told, turns = ledger(), Turns()
+    leases = [replace(SLOW, branch_index=index, attempt=9) for index in range(1_000, 1_250)]
+    assert second(told, leases=[*leases, replace(SLOW, branch_index=9_999)], async_slots=999, turns=turns) == []
+    assert told.reads == 100
+    told.branches[9_999] = replace(told.branches[9], branch_index=9_999)
+    found = [
+        second(told, leases=[*leases, replace(SLOW, branch_index=9_999)], async_slots=999, turns=turns)
+        for _ in range(3)
+    ]
+    assert found == [[], [(9_999, "c", 2)], []], "then from the beginning"
+    assert told.reads == 400
 
 
 def test_what_waits_comes_first() -> None:

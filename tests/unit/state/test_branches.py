@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from consensus.state import branches, queries
+from consensus.state import attempts as attempts_module
+from consensus.state import queries
 from consensus.state.commands import Applied
 from consensus.state.events import BranchAssigned, BranchCompleted, BranchFailed, BranchRequeued
 from consensus.state.rows import Attempt, Failure
@@ -158,7 +159,7 @@ def test_a_failure_is_retried_elsewhere_and_then_final() -> None:
 
 @pytest.mark.parametrize("by", ["outcome", "requeue"])
 def test_losses_are_counted_apart_up_to_a_limit(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branches, "LOSSES_MAX", 3)
+    monkeypatch.setattr(attempts_module, "LOSSES_MAX", 3)
     replica = assigned()
     for attempt in (1, 2, 3):
         if by == "outcome":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from consensus.state import queries
+from consensus.state import attempts, queries
 from consensus.state.encoding import encode_command
 from consensus.state.events import AttemptEnded, BranchAssigned, BranchCancelled, BranchCompleted, BranchRequeued
 from consensus.state.rows import AttemptStatus, Running
@@ -123,6 +123,34 @@ def test_the_branch_fails_when_both_have_failed_too_often() -> None:
         both.accept(complete(outcome(S1, 0, number, node, failure=FAILED)))
     branch = both.branch(0)
     assert (branch.status, branch.failures) == ("failed", 2)
+
+
+def test_what_is_left_after_too_many_failures_is_the_last_chance() -> None:
+    """Else each would be followed by another one beside it, and the branch would never be given up."""
+    both = replica(attempts_max=1)
+    assert not both.read(queries.takes_second_attempt, both.branch(0)), "there is one"
+    both.accept(complete(outcome(S1, 0, failure=FAILED)))
+    assert not both.read(queries.takes_second_attempt, both.branch(0))
+    both.accept(speculate(assignment(S1, 0, 3, C)), changed=0, skipped=1)
+
+
+def test_what_is_left_after_too_many_losses_is_the_last_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "LOSSES_MAX", 1)
+    both = replica()
+    both.accept(requeue(S1, 0, 1, is_lost=True))
+    both.accept(speculate(assignment(S1, 0, 3, C)), changed=0, skipped=1)
+    both.accept(requeue(S1, 0, 2, is_lost=True))
+    failure = both.branch(0).failure
+    assert failure is not None
+    assert failure.code == "lost_too_often"
+
+
+def test_the_loss_of_the_other_does_not_make_good_for_the_last_failure() -> None:
+    both = replica(attempts_max=1)
+    both.accept(complete(outcome(S1, 0, failure=FAILED)))
+    both.accept(requeue(S1, 0, 2, is_lost=True))
+    branch = both.branch(0)
+    assert (branch.status, branch.failure, branch.failures, branch.losses) == ("failed", FAILED, 1, 1)
 
 
 def test_a_number_is_never_given_twice() -> None:
