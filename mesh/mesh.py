@@ -15,23 +15,21 @@ from typing import TYPE_CHECKING
 from mesh.bootstrap import Bootstrap
 from mesh.discovery.diary import Diary, DiaryEntry
 from mesh.discovery.remembered import load_peers, save_peers
-from mesh.errors import MeshError, PeerUnavailable
+from mesh.errors import MeshError
 from mesh.founder import Founder, Founding, FoundingStore
 from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, STREAMS, Hello, Refuse, encode, judge_mesh, read_hello
 from mesh.identity import Identity
-from mesh.keeper import TrustKeeper, TrustStatus
 from mesh.limits import PEERS_KNOWN_MAX
+from mesh.linked import Linked
 from mesh.links.book import join_address, split_address
 from mesh.links.frames import Kind
 from mesh.links.link import Link, Server
 from mesh.links.listener import Listener
-from mesh.links.manager import LinkManager
 from mesh.links.streams import OnStream
 from mesh.proposals import Announce, FoundingRecord, Message, encode_message
-from mesh.refusals import Refusals
 from mesh.secrets import Secrets
 from mesh.settings import MeshSettings, PeerStatus
-from mesh.supervise import Logger, Supervisor
+from mesh.supervise import Logger
 from mesh.tiers import LEAF
 from mesh.trust import Trust
 from storage.ids import InstanceId, MeshId, NodeId
@@ -46,7 +44,7 @@ _HELLO_TOPIC = "mesh.hello"
 """A notice with a Hello: what it says has changed since the link was made."""
 
 
-class Mesh:
+class Mesh(Linked):
     """See the module. Made inside a running loop, started once, stopped once."""
 
     def __init__(
@@ -60,12 +58,18 @@ class Mesh:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.settings = settings
+        super().__init__(
+            settings,
+            identity,
+            instance_id,
+            secrets,
+            _User(self),
+            log,
+            rng or random.Random(),  # noqa: S311 - jitter only
+            clock,
+        )
         self.tier = settings.tier
-        self.node_id: NodeId = identity.node_id
-        self.instance_id = instance_id
         self.on_raft: Callable[[NodeId, bytes], None] = lambda peer, payload: None
-        self.on_notice: Callable[[NodeId, str, bytes], None] = lambda peer, topic, payload: None
         self.on_link_up: Callable[[PeerHello], None] = lambda hello: None
         self.uplinks: Callable[[], tuple[int, int] | None] = lambda: None
         """How many Leaf nodes hang on this one, and how many may."""
@@ -75,25 +79,8 @@ class Mesh:
         self.is_stalled: Callable[[], bool] = lambda: False
         self._store = founding
         self._log = log
-        self._tasks = Supervisor(log)
-        self._refusals = Refusals(log)
         self._diary = Diary()
-        self._servers: dict[str, Server] = {}
         self._record: FoundingRecord | None = None
-        self._keeper = TrustKeeper(identity, secrets, settings.mesh_name, settings.secret_file, clock, log)
-        self._manager = LinkManager(
-            identity.node_id,
-            instance_id,
-            self._hello,
-            self._keeper.trust,
-            _User(self),
-            self._refusals,
-            self._tasks,
-            log,
-            rng or random.Random(),  # noqa: S311 - jitter only
-            clock,
-        )
-        self._keeper.on_change = self._on_trust
         self._listener = Listener(self._manager.greet, self._refusals.note, self._tasks)
         self._founder: Founder | None = None
         self._lan: LanDiscovery | None = None
@@ -141,16 +128,8 @@ class Mesh:
 
     # --- trust ---
 
-    def trust_status(self) -> TrustStatus:
-        """Secrets by fingerprint, the certificate's dates, and what is wrong with them."""
-        return self._keeper.status()
-
-    def look_at_secrets(self) -> None:
-        """Take over a changed secret file at once; it is looked at every other second anyway."""
-        self._keeper.look_now()
-
     def _on_trust(self, trust: Trust) -> None:
-        self._manager.use(trust)
+        super()._on_trust(trust)
         self._say_hello_again()
 
     def _say_hello_again(self) -> None:
@@ -183,23 +162,9 @@ class Mesh:
         known = dict.fromkeys([*manager.links, *(peer.node_id for peer in manager.book.peers())])
         return sorted((self._status(peer) for peer in known), key=lambda status: (status.state != "up", status.node_id))
 
-    def is_up(self, peer: NodeId) -> bool:
-        """Whether there is a link now."""
-        return peer in self._manager.links
-
-    def hello_of(self, peer: NodeId) -> PeerHello | None:
-        """What a linked peer said of itself."""
-        link = self._manager.links.get(peer)
-        return None if link is None else link.hello
-
     def addresses_for(self, peer: NodeId, listener: NodeId) -> tuple[str, ...]:
         """Where a linked `listener` may reach `peer`; what only means something on this machine is left out."""
         return self._manager.addresses_for(peer, listener)
-
-    def close_link(self, peer: NodeId, code: str, message: str) -> None:
-        """End a link, and say why."""
-        if (link := self._manager.links.get(peer)) is not None:
-            link.close(code, Refuse(code, message))
 
     def is_doubting(self) -> bool:
         """Whether this node was too unwell lately to accuse others: its loop lagged, or it was stalled."""
@@ -212,10 +177,6 @@ class Mesh:
     def diary(self) -> list[DiaryEntry]:
         """What discovery did, oldest first."""
         return self._diary.entries()
-
-    def counters(self) -> dict[str, int]:
-        """Refusals by reason."""
-        return dict(self._refusals.counters)
 
     def seed_errors(self) -> dict[str, str]:
         """Seeds that do not answer, with the reason."""
@@ -246,26 +207,10 @@ class Mesh:
         link = self._manager.links.get(peer)
         return link is not None and link.send_raft(payload)
 
-    def notify(self, peer: NodeId, topic: str, payload: bytes) -> bool:
-        """A notice, below everything else. False: not linked, or shed."""
-        link = self._manager.links.get(peer)
-        return link is not None and link.notify(topic, payload)
-
-    async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
-        """Ask a peer. Errors: PeerUnavailable, RequestTimedOut, RemoteFailed; each says whether it may have acted."""
-        link = self._manager.links.get(peer)
-        if link is None:
-            raise PeerUnavailable("no_link", f"no link to {peer}")
-        return await link.request(method, payload, timeout_s)
-
     def start_streams(self, on_stream: OnStream) -> None:
         """From now on keep a connection for Raft frames beside every link, and hand each to `on_stream`, which owns and
         closes it. `send` works without one, and beside one."""
         self._manager.streams.start(on_stream)
-
-    def serve(self, method: str, server: Server) -> None:
-        """Answer requests for `method`. An exception with a `code` reaches the caller as RemoteFailed(code)."""
-        self._servers[method] = server
 
     # --- founding ---
 

@@ -10,20 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.errors import PeerUnavailable
-from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, Hello, Refuse
+from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, Hello
 from mesh.identity import Identity
-from mesh.keeper import TrustKeeper, TrustStatus
 from mesh.limits import CONFLICT_PING_S
+from mesh.linked import Linked
 from mesh.links.link import Server
-from mesh.links.manager import LinkManager
 from mesh.parents import Sample
-from mesh.refusals import Refusals
 from mesh.secrets import Secrets
 from mesh.settings import MeshSettings
-from mesh.supervise import Logger, Supervisor
+from mesh.supervise import Logger
 from mesh.tiers import LEAF
-from mesh.trust import Trust
 from storage.ids import InstanceId, NodeId
 
 
@@ -35,7 +31,7 @@ class Answered:
     error: str = ""
 
 
-class Uplinks:
+class Uplinks(Linked):
     """Made inside a running loop, started once, stopped once."""
 
     def __init__(
@@ -48,29 +44,8 @@ class Uplinks:
         rng: random.Random,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.on_notice: Callable[[NodeId, str, bytes], None] = lambda peer, topic, payload: None
+        super().__init__(settings, identity, instance_id, secrets, _User(self), log, rng, clock, keeps_links=False)
         self.on_link_down: Callable[[NodeId, str], None] = lambda peer, reason: None
-        self._settings = settings
-        self._node_id = identity.node_id
-        self._instance_id = instance_id
-        self._servers: dict[str, Server] = {}
-        self._tasks = Supervisor(log)
-        self._refusals = Refusals(log)
-        self._keeper = TrustKeeper(identity, secrets, settings.mesh_name, settings.secret_file, clock, log)
-        self._manager = LinkManager(
-            identity.node_id,
-            instance_id,
-            self._hello,
-            self._keeper.trust,
-            _User(self),
-            self._refusals,
-            self._tasks,
-            log,
-            rng,
-            clock,
-            keeps_links=False,
-        )
-        self._keeper.on_change = self._on_trust
 
     def start(self) -> None:
         self._manager.start()
@@ -83,18 +58,7 @@ class Uplinks:
 
     @property
     def data_dir(self) -> Path:
-        return self._settings.data_dir
-
-    def trust_status(self) -> TrustStatus:
-        return self._keeper.status()
-
-    def look_at_secrets(self) -> None:
-        """Take over a changed secret file at once."""
-        self._keeper.look_now()
-
-    def counters(self) -> dict[str, int]:
-        """Refusals by reason."""
-        return dict(self._refusals.counters)
+        return self.settings.data_dir
 
     async def ask(self, addresses: tuple[str, ...]) -> Answered:
         """Dial one address after the other until a node answers. The link stays up until `drop`."""
@@ -115,10 +79,6 @@ class Uplinks:
             return Answered(Sample(peer, link.hello.tier, time.monotonic() - began, taken, most))
         return Answered(None, error)
 
-    def hello_of(self, peer: NodeId) -> Hello | None:
-        link = self._manager.links.get(peer)
-        return None if link is None else link.hello
-
     def address_of(self, peer: NodeId) -> str:
         """Where the link leads; empty if there is none."""
         link = self._manager.links.get(peer)
@@ -132,45 +92,23 @@ class Uplinks:
         link = self._manager.links.get(peer)
         return {} if link is None else link.counters()
 
-    def is_up(self, peer: NodeId) -> bool:
-        return peer in self._manager.links
-
     def drop(self, peer: NodeId, code: str) -> None:
         """End a link that is not wanted (any more)."""
-        link = self._manager.links.get(peer)
-        if link is not None:
-            link.close(code, Refuse(code, "this Leaf hangs on another node"))
-
-    def serve(self, method: str, server: Server) -> None:
-        self._servers[method] = server
-
-    def notify(self, peer: NodeId, topic: str, payload: bytes) -> bool:
-        link = self._manager.links.get(peer)
-        return link is not None and link.notify(topic, payload)
-
-    async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
-        """Errors as `Mesh.request`."""
-        link = self._manager.links.get(peer)
-        if link is None:
-            raise PeerUnavailable("no_link", f"no link to {peer}")
-        return await link.request(method, payload, timeout_s)
+        self.close_link(peer, code, "this Leaf hangs on another node")
 
     def _hello(self, local_host: str) -> Hello:
         return Hello(
             protocol_min=PROTOCOL_MIN,
             protocol_max=PROTOCOL_MAX,
-            mesh_name=self._settings.mesh_name,
-            node_id=self._node_id,
-            instance_id=self._instance_id,
-            node_name=self._settings.node_name,
+            mesh_name=self.settings.mesh_name,
+            node_id=self.node_id,
+            instance_id=self.instance_id,
+            node_name=self.settings.node_name,
             tier=LEAF,
-            http_address=self._settings.http_address,
-            software=self._settings.software,
+            http_address=self.settings.http_address,
+            software=self.settings.software,
             secrets=self._keeper.trust.accepted,
         )
-
-    def _on_trust(self, trust: Trust) -> None:
-        self._manager.use(trust)
 
 
 class _User:

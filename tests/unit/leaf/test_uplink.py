@@ -182,7 +182,9 @@ def test_an_instance_that_is_taken_no_more_stops_asking_and_working(tmp_path: Pa
         uplink = hanging(tmp_path, links)
         stopped: list[tuple[Any, ...]] = []
         key = AttemptKey(SessionId("2df18a12-f01b-4fb3-91b1-b52a88d742cf"), 0, 1)
-        uplink.executor = cast(Any, SimpleNamespace(running=lambda: [key], cancel=lambda *one: stopped.append(one)))
+        uplink.executor = cast(
+            Any, SimpleNamespace(running=lambda: [key], cancel=lambda *one: stopped.append(one), warm=lambda: None)
+        )
         running = asyncio.create_task(uplink.run())
         await registered(uplink)
         links.refuses = code
