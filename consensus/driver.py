@@ -121,10 +121,10 @@ class ReplicaDriver:
         """Messages of peers that were shed because the thread did not keep up."""
         return self._inbox.dropped
 
-    def is_stalled(self) -> bool:
+    def is_stalled(self, for_s: float | None = None) -> bool:
         """A step takes so long that the disk must hang. From any thread."""
         since = self._stepping_since
-        return since is not None and time.monotonic() - since > DISK_STALL_S
+        return since is not None and time.monotonic() - since > (DISK_STALL_S if for_s is None else for_s)
 
     async def stop(self) -> None:
         """Returns when the thread has ended; what it had committed has been delivered. Harmless when not started."""

@@ -200,9 +200,9 @@ class Group:
         """As of the last step. What it applied can be read; its events may not have been told yet."""
         return self._driver.status
 
-    def is_stalled(self) -> bool:
-        """Whether the disk hangs: this node is not to be trusted with opinions of others."""
-        return self._driver.is_stalled()
+    def is_stalled(self, for_s: float | None = None) -> bool:
+        """Whether the disk hangs, for so long: this node is not to be trusted with opinions of others."""
+        return self._driver.is_stalled(for_s)
 
     @property
     def inputs_dropped(self) -> int:

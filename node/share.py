@@ -49,8 +49,8 @@ GIVE_WAY_AGAIN_S = 60.0
 """When all disks are nearly full, leadership goes round this often and not more: each time costs some milliseconds."""
 
 LONELY_S = 5.0
-"""A node that has followed nobody for so long cannot do anything for its Leaf nodes: others may be better off. Longer
-than any election."""
+"""A node that has followed nobody, or whose disk has hung, for so long cannot do anything for its Leaf nodes: others
+may be better off. Longer than any election."""
 
 FAREWELL_S = 0.5
 """For telling the mesh that this node takes no more work."""
@@ -220,6 +220,8 @@ class Share:
             "quarantined": status.is_quarantined,
             "removed": status.is_removed or self.has_left(),
             "draining": self.is_draining(),
+            "disk_full": self._disk.space is Space.FULL,
+            "disk_hangs": self.group.is_stalled(LONELY_S),
             "no_leader": self._lonely_since is not None and time.monotonic() - self._lonely_since >= LONELY_S,
         }
         return next((reason for reason, holds in reasons.items() if holds), "")

@@ -6,7 +6,8 @@ Rules:
 - outcomes are recorded by this node's reporter and answered when the state machine has answered. They carry the proof
   of the Leaf that made them; a Leaf delivers what a former start of it left before it registers.
 - a Leaf whose uplink is gone is said to be dead by its parent alone, and only as long as it is registered here.
-- a parent that takes no Leaf any more (it drains, say) sends those that it has to others, and keeps who cannot go.
+- a parent that takes no Leaf any more (it drains, or its disk takes nothing) sends those that it has to others, and
+  keeps who cannot go.
 - a Leaf that is attached here and registered elsewhere, or dead, is told to register again: the last word is its own.
   One that has left is told too, and refused: so it hears of it. It stays attached, for its results and its clients.
 """
