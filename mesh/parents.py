@@ -20,6 +20,7 @@ from mesh.limits import (
     ADDRESSES_PER_PEER_MAX,
     LEAVES_PER_DOUBLING,
     MOVES_AT_ONCE_MAX,
+    PARENT_PATIENCE_MAX_S,
     PARENT_RETRY_FIRST_S,
     PARENT_RETRY_MAX_S,
     PARENTS_KNOWN_MAX,
@@ -172,6 +173,11 @@ class Candidates:
         if others:
             del self._known[max(others, key=lambda key: self._known[key].failures)]
         return bool(others)
+
+
+def patience_s(refusals: int, rng: Dice) -> float:
+    """Before anybody is asked again, after so many rounds in which somebody answered and nobody took the Leaf."""
+    return min(PARENT_PATIENCE_MAX_S, PARENT_RETRY_FIRST_S * 2.0 ** min(refusals - 1, 16)) * (0.5 + 0.5 * rng.random())
 
 
 @dataclass(frozen=True, slots=True)

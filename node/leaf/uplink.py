@@ -16,7 +16,7 @@ import structlog
 from mesh.discovery.remembered import load_peers, save_peers
 from mesh.errors import MeshError, PeerUnavailable, RemoteFailed
 from mesh.links.book import KnownPeer
-from mesh.parents import Alternative, Candidates, Sample, choose
+from mesh.parents import Alternative, Candidates, Sample, choose, patience_s
 from mesh.uplink import Answered, Uplinks
 from node.executor.executor import Executor
 from node.executor.work import AttemptKey, BranchInput, LiveUpdate
@@ -131,10 +131,11 @@ class Uplink:
 
     async def _find(self) -> None:
         loop = asyncio.get_running_loop()
+        refusals = 0
         while True:
             self._hints.clear()
             now = loop.time()
-            asked = self._candidates.next(now, self._rng)
+            asked = self._candidates.next(now, self._rng)[: 1 if refusals else None]
             found = await asyncio.gather(*(self._links.ask(addresses) for _, addresses in asked))
             for (key, _), answered in zip(asked, found, strict=True):
                 self._note(key, answered)
@@ -144,6 +145,11 @@ class Uplink:
             if not asked or not any(answered.sample for answered in found):
                 self._multicast.start()
             self._complain(asked, found)
+            if any(answered.sample for answered in found):  # what is new in sight belongs to the same mesh
+                refusals += 1
+                await asyncio.sleep(patience_s(refusals, self._rng))
+                continue
+            refusals = 0
             due_at = self._candidates.due_at()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(None if due_at is None else max(due_at, loop.time() + 0.05)):

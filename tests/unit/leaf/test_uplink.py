@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from mesh.errors import RemoteFailed
+from mesh.limits import PARENT_PATIENCE_MAX_S, PARENT_RETRY_FIRST_S
 from mesh.parents import Alternative, Candidates, Sample
 from mesh.uplink import Answered
 from node.executor.work import AttemptKey, BranchInput, Work
@@ -198,3 +199,38 @@ def test_an_instance_that_is_taken_no_more_stops_asking_and_working(tmp_path: Pa
         await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+class Forming(Links):
+    """Parents that answer and take nobody, as their mesh is not founded yet."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self.asked: list[tuple[str, ...]] = []
+
+    async def ask(self, addresses: tuple[str, ...]) -> Answered:
+        self.asked.append(addresses)
+        return Answered(Sample(NodeId(addresses[0]), "core", 0.001, taken=0, most=0))
+
+    def drop(self, peer: NodeId, code: str) -> None: ...
+
+
+def test_a_mesh_that_forms_is_asked_ever_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question is a handshake, and a hundred Leaf nodes keep a mesh from forming. News do not change that."""
+    links = Forming(tmp_path)
+    uplink = hanging(tmp_path, cast(Any, links))
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        uplink.hint(NodeId(f"{len(pauses):026d}"), (f"10.0.0.{len(pauses)}:1",))
+        if len(pauses) == 12:
+            raise InterruptedError
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    with pytest.raises(InterruptedError):
+        asyncio.run(uplink._find())
+    assert len(links.asked) == 12
+    assert pauses[0] <= PARENT_RETRY_FIRST_S
+    assert min(pauses[6:]) >= PARENT_PATIENCE_MAX_S / 2
+    assert max(pauses) <= PARENT_PATIENCE_MAX_S
