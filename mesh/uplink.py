@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, Hello
 from mesh.identity import Identity
-from mesh.limits import CONFLICT_PING_S
 from mesh.linked import Linked
 from mesh.links.link import Server
 from mesh.parents import Sample
@@ -60,8 +59,8 @@ class Uplinks(Linked):
     def data_dir(self) -> Path:
         return self.settings.data_dir
 
-    async def ask(self, addresses: tuple[str, ...]) -> Answered:
-        """Dial one address after the other until a node answers. The link stays up until `drop`."""
+    async def ask(self, addresses: tuple[str, ...], ping_s: float) -> Answered:
+        """Dial one address after the other until a node answers, and a ping in time. The link stays up until `drop`."""
         error = "no address is known"
         for address in addresses:
             dialled = await self._manager.dial(address)
@@ -71,8 +70,8 @@ class Uplinks(Linked):
                 error = dialled.error or f"{address}: another connection to it is being made"
                 continue
             began = time.monotonic()
-            if not await link.prove_alive(CONFLICT_PING_S):
-                error = f"{address}: does not answer"
+            if not await link.prove_alive(ping_s):
+                error = f"{address}: does not answer within {ping_s:g} s"
                 self.drop(peer, "silent")
                 continue
             taken, most = link.hello.uplinks or (0, 0)

@@ -7,6 +7,11 @@ REGISTER_S: Final = 15.0
 REPORT_S: Final = 75.0
 """For answers of a parent; a little longer than it takes itself before it says that there is no majority."""
 
+PING_S_MIN: Final = 1.0
+PING_S_MAX: Final = 4.0
+"""For a node to answer a ping before it is asked to be the parent. It doubles while nobody answers: one that hangs must
+not hold up the others, and a way of seconds is better than none."""
+
 PAUSE_S: Final = 0.5
 """Before a parent is asked again for what it could not do."""
 

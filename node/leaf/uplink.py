@@ -132,11 +132,12 @@ class Uplink:
     async def _find(self) -> None:
         loop = asyncio.get_running_loop()
         refusals = 0
+        ping_s = limits.PING_S_MIN
         while True:
             self._hints.clear()
             now = loop.time()
             asked = self._candidates.next(now, self._rng)[: 1 if refusals else None]
-            found = await asyncio.gather(*(self._links.ask(addresses) for _, addresses in asked))
+            found = await asyncio.gather(*(self._links.ask(addresses, ping_s) for _, addresses in asked))
             for (key, _), answered in zip(asked, found, strict=True):
                 self._note(key, answered)
             if await self._attach_to_one([answered.sample for answered in found if answered.sample is not None]):
@@ -144,6 +145,7 @@ class Uplink:
                 return
             if not asked or not any(answered.sample for answered in found):
                 self._multicast.start()
+                ping_s = min(2 * ping_s, limits.PING_S_MAX)
             self._complain(asked, found)
             if any(answered.sample for answered in found):  # what is new in sight belongs to the same mesh
                 refusals += 1
@@ -387,7 +389,7 @@ class Uplink:
             return
         answering = to.node_id
         try:
-            sample = (await self._links.ask(to.addresses)).sample
+            sample = (await self._links.ask(to.addresses, limits.PING_S_MIN)).sample
             if sample is None:
                 return
             answering = sample.node_id

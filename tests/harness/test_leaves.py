@@ -46,3 +46,13 @@ def test_when_nobody_leads_leaves_stay_and_deliver_later() -> None:
             mesh.resume(name)
         assert mesh.wait_session(session, 120)["status"] == "completed"
         assert mesh.wait("it is back", lambda: parent(mesh))
+
+
+def test_a_way_of_seconds_is_better_than_none() -> None:
+    with VirtualMesh(seed=4) as mesh:
+        mesh.start(cores=3, leaves=1, rituals=[dawdle])
+        first = mesh.wait("it has a parent", lambda: parent(mesh))
+        for name in ("core-1", "core-2", "core-3"):
+            mesh.slow("leaf-1", name, delay_s=0.9)
+        mesh.kill(first)
+        mesh.wait("it hangs on another one", lambda: parent(mesh) not in ("", first), 60)

@@ -92,7 +92,7 @@ class Parents(Links):
         self.on_link_down: Any = None
         self.on_notice: Any = None
 
-    async def ask(self, addresses: tuple[str, ...]) -> Answered:
+    async def ask(self, addresses: tuple[str, ...], ping_s: float) -> Answered:
         peer = NodeId(addresses[0])
         self.up.add(peer)
         return Answered(Sample(peer, "core", 0.001, 0, 10))
@@ -208,7 +208,7 @@ class Forming(Links):
         super().__init__(data_dir)
         self.asked: list[tuple[str, ...]] = []
 
-    async def ask(self, addresses: tuple[str, ...]) -> Answered:
+    async def ask(self, addresses: tuple[str, ...], ping_s: float) -> Answered:
         self.asked.append(addresses)
         return Answered(Sample(NodeId(addresses[0]), "core", 0.001, taken=0, most=0))
 
