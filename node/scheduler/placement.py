@@ -104,7 +104,7 @@ class Candidate:
     labels: Mapping[str, str]
     busy: dict[RitualKind, int] = field(default_factory=lambda: {"cpu": 0, "async": 0})
     blocked: set[RitualKind] = field(default_factory=set)
-    """Where something executes that is not known to be short."""
+    """Where something executes that is not known to be short, or a branch has found no slot: nothing goes ahead."""
 
     def slots(self, kind: RitualKind) -> int:
         return self.member.slots if kind == "cpu" else self.member.async_slots
@@ -182,8 +182,6 @@ class Floor:
         self._limits: dict[str, int] = {}
         self._full: set[str] = set()
         """Rituals for which no place was left: places are only taken here."""
-        self._wanted: set[RitualKind] = set()
-        """Something waits for a slot: nothing is given ahead any more."""
         self._averages: dict[SessionId, float | None] = {}
         self._ranked: dict[str, list[tuple[float, bool, NodeId]]] = {}
         """Of a ritual: a heap of those that offer it, the least loaded first, with the load they had."""
@@ -256,12 +254,8 @@ class Floor:
         is_plain = entry.placement is None and entry.avoid is None and entry.role == "branch"
         best = self._least_loaded(entry) if is_plain else self._best(entry)
         if best is None:
-            self._wanted |= {
-                kind
-                for candidate in self._candidates.values()
-                for kind, obstacle in _NO_ROOM.items()
-                if candidate.obstacle(entry) is obstacle
-            }
+            for candidate in self._candidates.values():
+                candidate.blocked |= {kind for kind in _KINDS if candidate.obstacle(entry) is _NO_ROOM[kind]}
             if entry.placement is None:
                 self._full.add(entry.ritual)
             return None
@@ -272,9 +266,7 @@ class Floor:
         busy, slots = candidate.busy[kind], candidate.slots(kind)
         if busy < slots:
             return True
-        if kind in self._wanted or not ahead.is_apt(entry):
-            return False
-        return busy < slots + candidate.allowance(kind, self._average(entry.session_id))
+        return ahead.is_apt(entry) and busy < slots + candidate.allowance(kind, self._average(entry.session_id))
 
     def _least_loaded(self, entry: QueueEntry) -> Candidate | None:
         """The same as `_best` for an entry that wants nothing in particular, in less than a look at everybody."""

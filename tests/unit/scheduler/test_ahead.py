@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from consensus.state.rows import Session
+from consensus.state.rows import Placement, Session
 from node.scheduler import ahead
 from node.scheduler.placement import Floor
 from storage.ids import NodeId, SessionId
@@ -77,3 +77,12 @@ def test_an_average_is_believed_once_some_branches_have_completed() -> None:
     assert of(ahead.LEARNED_MIN - 1, 10) is None
     assert of(ahead.LEARNED_MIN, 10) == 10
     assert of(50, ahead.SHORT_MS + 1) is None
+
+
+def test_who_waits_for_one_node_holds_up_the_stock_of_that_node_only() -> None:
+    leases = [lease(index, node, "async") for node in "ab" for index in range(4)]
+    floor = Floor(view([member("a"), member("b")], leases=leases, average_ms=short(SESSION)), NOW_MS)
+    assert floor.choose(entry(0, "async", session_id=OTHER, placement=Placement(node="a"))) is None
+    chosen = floor.choose(entry(9, "async"))
+    assert chosen is not None
+    assert chosen.name == "b"
