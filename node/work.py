@@ -22,7 +22,14 @@ from consensus.errors import ConsensusError
 from consensus.state import queries, versions
 from consensus.state.attempts import under_way
 from consensus.state.commands import Answer, AnyCommand, CompleteBranches, Offer, Outcome, Refused
-from consensus.state.events import AttemptEnded, BranchAssigned, BranchCancelled, BranchRequeued, Numbered
+from consensus.state.events import (
+    AttemptEnded,
+    BranchAssigned,
+    BranchCancelled,
+    BranchFailed,
+    BranchRequeued,
+    Numbered,
+)
 from consensus.state.rows import Branch, Failure, Lease, RitualKind, Session
 from node.executor.work import AttemptKey, BranchInput, Work
 from node.scheduler.placement import REST_MS_MAX
@@ -134,7 +141,7 @@ class Assignments:
 
     def on_events(self, events: Iterable[Numbered]) -> None:
         """To be called with every applied event, in order."""
-        assigned = []
+        assigned, failed = [], []
         for numbered in events:
             match numbered.event:
                 case BranchAssigned() as event if event.instance_id in self._executors:
@@ -143,10 +150,23 @@ class Assignments:
                     self._preparing.discard((event.session_id, event.branch_index, event.attempt))
                     executor = self._executors[self._instances[event.node_id]]
                     executor.cancel(event.session_id, event.branch_index, event.attempt)
+                case BranchFailed() as event:
+                    failed.append(event)
                 case _:
                     pass
+        if failed:
+            self._stop_lost(failed)
         if assigned:
             self._start(assigned)
+
+    def _stop_lost(self, failed: Sequence[BranchFailed]) -> None:
+        """A branch may fail for good with the loss of an attempt that is still executed; only its row says where."""
+        with self._consensus.read() as txn:
+            for event in failed:
+                branch = queries.get_branch(txn, event.session_id, event.branch_index)
+                if branch is not None and branch.node_id in self._instances:
+                    executor = self._executors[self._instances[branch.node_id]]
+                    executor.cancel(event.session_id, event.branch_index, event.attempt)
 
     def start_leased(self, leases: Iterable[Lease]) -> None:
         """Those of the instances served; an executor ignores what it has been given before."""

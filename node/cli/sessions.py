@@ -256,6 +256,9 @@ def _branch_table(branches: list[dict[str, Any]], names: Mapping[str, str]) -> s
         if live.get("progress") is not None and row["status"] == "processing":
             note = f"{live['progress']:.0%} {note}".strip()
         node = names.get(str(row.get("node_id")), row.get("node_id"))
+        if (beside := row.get("speculative")) is not None:
+            other = names.get(str(beside["node_id"]), beside["node_id"])
+            note = "; ".join(filter(None, (note, f"slow, attempt {beside['attempt']} beside it on {other}")))
         rows.append(
             [row["branch_index"], row["status"], node, row["attempt"], render.duration(row.get("duration_ms")),
              row["task"], note]

@@ -126,6 +126,10 @@ def _document(service: NodeService, sight: Sight, txn: Transaction, session: Ses
         second = branch.speculative
         other = names.get(second.node_id, second.node_id)
         beside = f", which is slow, and beside it on {other} in attempt {second.attempt}"
+        deadline = {
+            "at": iso(branch.deadline_ms),
+            "what": f"its lease ends, and attempt {second.attempt} goes on alone",
+        }
     elif branch.status == "processing" and _has_stock(txn, branch):
         beside = ", or waits there for the next slot"
     return {

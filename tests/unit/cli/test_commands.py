@@ -156,6 +156,18 @@ def test_session_show_by_the_beginning_of_its_id(node: FakeNode, capsys: pytest.
     assert provenance.split() == ["ann", NODE[:8], "4", "1", "2.0", "s", "echo", "1"]
 
 
+def test_session_show_tells_of_a_second_attempt(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    beside = {"attempt": 2, "node_id": "other"}
+    branch = {
+        "branch_index": 0, "status": "processing", "node_id": NODE, "attempt": 1, "duration_ms": None, "task": "mix 0",
+        "failure": None, "live": {"progress": 0.5, "message": "half"}, "speculative": beside,
+    }  # fmt: skip
+    node.on(f"/v1/sessions/{SESSION_ID}", {"session": session(status="processing")})
+    node.on(f"/v1/sessions/{SESSION_ID}/branches", {"branches": [branch], "next": None})
+    assert main(["session", "show", SESSION_ID, "--branches"]) == Exit.OK
+    assert "50% half; slow, attempt 2 beside it on other" in capsys.readouterr().out
+
+
 def test_a_session_that_is_not_there(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     node.on("/v1/sessions", {"sessions": [], "next": None})
     node.problem(f"/v1/sessions/{SESSION_ID}", 404, "unknown_session", "No session has this id.")

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient
 
-from consensus.state.commands import RegisterMember
-from consensus.state.rows import Condition, Placement
+from consensus.state.commands import AssignBranches, Assignment, RegisterMember
+from consensus.state.rows import Condition, Placement, RitualOffer
 from node.scheduler.judgement import LinkView, Outlook
 from node.service.backlog import Waits
 from node.service.errors import ServiceError
 from node.service.sight import Sights
-from storage.ids import NodeId
+from storage.ids import NodeId, SessionId
 from tests.unit.http.test_submission import parse
 from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinNode, body, run
 
@@ -150,6 +150,39 @@ def test_links_are_told_as_the_leader_sees_them() -> None:
 
 async def unasked(peer: NodeId) -> None:
     raise AssertionError("the leader asks nobody")
+
+
+def test_of_two_attempts_at_the_same_time_both_are_told() -> None:
+    async def scenario(client: Client, node: TwinNode) -> None:
+        identity = SessionId(await submitted(client))
+        node.assign(identity, 0)
+        told = await asked(client, (await of_branch(client, identity, 0))["id"])
+        assert told["next_deadline"]["what"] == "its lease ends, and it goes on elsewhere"
+        echo = RitualOffer(version="1", kind="cpu")
+        node.group.apply(
+            RegisterMember(
+                node_id=NodeId("c" * 26), instance_id=INSTANCE, name="gamma", tier="core", address="", http_address="",
+                slots=1, async_slots=0, rituals={"echo": echo}, software="0", at_ms=NOW_MS,
+            )
+        )  # fmt: skip
+        beside = Assignment(
+            session_id=identity, branch_index=0, attempt=2, node_id=NodeId("c" * 26), instance_id=INSTANCE,
+            deadline_ms=NOW_MS + 90_000,
+        )  # fmt: skip
+        node.group.apply(AssignBranches(assignments=[], speculative=[beside], at_ms=NOW_MS + 2))
+        told = await asked(client, (await of_branch(client, identity, 0))["id"])
+        assert told["sentence"] == (
+            "Branch 0 executes on alpha in attempt 1, which is slow, and beside it on gamma in attempt 2."
+        )
+        assert told["next_deadline"]["what"] == "its lease ends, and attempt 2 goes on alone"
+
+    run(scenario)
+
+
+async def of_branch(client: Client, identity: str, index: int) -> dict[str, Any]:
+    answer = await client.get(f"/v1/sessions/{identity}/branches/{index}")
+    branch: dict[str, Any] = (await answer.json())["branch"]
+    return branch
 
 
 def test_without_a_leader_nothing_waits_for_its_turn() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from consensus.errors import ProposalTimeout
-from consensus.state import queries
+from consensus.state import attempts, queries
 from consensus.state.commands import (
     AnyCommand,
     Applied,
@@ -145,6 +145,19 @@ def test_what_is_taken_away_is_stopped(group: TwinGroup, executor: RecordingExec
     assert executor.cancelled == [(SESSION, 0, 1)]
     group.apply(CancelSession(session_id=SESSION, reason="enough", at_ms=NOW_MS))
     assert executor.cancelled == [(SESSION, 0, 1), (SESSION, 1, 1)]
+
+
+def test_what_is_lost_once_too_often_is_stopped(
+    group: TwinGroup, executor: RecordingExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may execute still: its lease ran out, or its node drains."""
+    monkeypatch.setattr(attempts, "LOSSES_MAX", 1)
+    submit(group, 1)
+    assign(group, 0)
+    failure = Failure(code="node_draining", message="too late")
+    requeue = Requeue(session_id=SESSION, branch_index=0, attempt=1, failure=failure, is_lost=True)
+    group.apply(RequeueBranches(requeues=[requeue], at_ms=NOW_MS))
+    assert executor.cancelled == [(SESSION, 0, 1)]
 
 
 def test_a_consolidation_sees_every_branch(group: TwinGroup, executor: RecordingExecutor) -> None:
