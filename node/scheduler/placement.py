@@ -207,6 +207,7 @@ class Floor:
                 holder.busy[offer.kind] += 1
                 if self._average(lease.session_id) is None:
                     holder.blocked.add(offer.kind)
+        self.slots = sum(candidate.slots(kind) for candidate in self._candidates.values() for kind in _KINDS)
         shortest = min((average for average in self._averages.values() if average is not None), default=None)
         self.free = sum(
             max(0, candidate.slots(kind) + candidate.allowance(kind, shortest) - candidate.busy[kind])

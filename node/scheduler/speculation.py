@@ -1,8 +1,8 @@
 """Decides, on the leader, which attempts are so slow that a second one begins beside them on another node. Pure.
 
 Rules:
-- only in places that nothing else wants, and only when most of a session is done: then it is known how long its
-  branches take. What is far beyond that is more likely a slow node than a long branch.
+- only in places that nothing else wants, a tenth of all at most, and only when most of a session is done: then it is
+  known how long its branches take. What is far beyond that is more likely a slow node than a long branch.
 - beside each attempt there is one at most (the state machine sees to that); it goes where any branch of its kind may.
 - a session may be submitted without: what its rituals do elsewhere (a payment, a message) is then not done by two.
 - a new leader waits: times are of the clock of the one before it, and results may be on their way since it was lost.
@@ -31,7 +31,10 @@ not worth the second attempt."""
 SETTLED_MS = 10_000
 """A leader for so long has heard of what ended before it: elections and clocks that differ take less."""
 
-SPECULATIVE_MAX = 64
+SLOTS_SHARE = 0.1
+"""Of the slots of the mesh, at least one, may execute second attempts: what comes next must find places."""
+
+TRIED_MAX = 64
 """Slow attempts for which a place is looked for in one decision."""
 
 READS_MAX = 1_000
@@ -55,13 +58,17 @@ def speculate(
 ) -> list[Assignment]:
     """Takes the places on the floor."""
     assignments: list[Assignment] = []
+    under_way = len(leases) - len({_place(lease) for lease in leases})
+    room = max(1, int(SLOTS_SHARE * floor.slots)) - under_way
+    if room <= 0:
+        return []
     for tried, (session, branch) in enumerate(_slow(leases, ledger, turns, leader_for_ms, now_ms), 1):
         entry = queue_entry(branch, session)
         member = floor.choose(entry)
         if member is not None and member.node_id != branch.node_id:
             floor.take(entry, member)
             assignments.append(assignment(entry, member, now_ms + entry.timeout_ms + grace_ms))
-        if floor.free <= 0 or tried == SPECULATIVE_MAX:
+        if floor.free <= 0 or tried == TRIED_MAX or len(assignments) == room:
             break
     return assignments
 

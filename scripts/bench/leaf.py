@@ -9,6 +9,9 @@ from node.testing.files import free_ports, node_document, to_toml
 from scripts.bench.daemons import children, cpu_s, pid_of, rss_mb
 from scripts.bench.report import Figure
 
+WORKERS = 2
+"""One for async rituals, one for CPU rituals: they start some seconds after the Leaf is registered."""
+
 
 def measure(folder: Path, runs: int, seconds: float = 20.0) -> list[Figure]:
     ram = Figure("idle RSS of a Leaf", "MB", "45")
@@ -19,6 +22,7 @@ def measure(folder: Path, runs: int, seconds: float = 20.0) -> list[Figure]:
         leaf = leaf_of(mesh)
         mesh.start()
         wait_ready(mesh, leaf)
+        mesh.wait("its workers run", lambda: len((leaf.status() or {})["slots"]["workers"]) == WORKERS)
         for _ in range(runs):
             pids = [pid_of(leaf), *children(pid_of(leaf))]
             time.sleep(2.0)  # starting is over

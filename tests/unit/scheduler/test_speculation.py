@@ -142,6 +142,13 @@ def test_there_is_one_beside_an_attempt_at_most() -> None:
     assert second(told, leases=[SLOW, replace(SLOW, attempt=2, node_id=NodeId("c"))]) == []
 
 
+def test_second_attempts_have_a_tenth_of_the_slots() -> None:
+    doubled = [SLOW, replace(SLOW, attempt=2, node_id=NodeId("c"))]
+    others = [replace(lease, branch_index=8) for lease in doubled]
+    assert second(ledger(), leases=[*others, SLOW], async_slots=4) == [], "one of 18 is taken"
+    assert second(ledger(), leases=[*others, SLOW], async_slots=5) == [(9, "a", 2)], "one of 21, of two"
+
+
 def test_what_the_state_would_pass_over_is_not_proposed() -> None:
     told = ledger()
     told.spent = True
