@@ -205,7 +205,7 @@ class _Run:
             counts={
                 **self._history.counts, "acknowledged writes": len(self._history.acknowledged_at),
                 "checked operations": operations.operations, "checked sessions": operations.objects,
-                "events": events, "attempts": self._lives.attempts, "attempts repeated": self._lives.requeued,
+                "events": events, "attempts": self._lives.attempts, "attempts repeated": self._lives.repeated,
                 "streams resumed": sum(watcher.resumed for watcher in self._watchers),
             },
             availability=availability(

@@ -9,6 +9,7 @@ import threading
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from node.testing import Daemon
@@ -133,16 +134,36 @@ def unpacked(number: int) -> str:
     return f"{number // POSITIONS}.{number % POSITIONS}"
 
 
+@dataclass
+class _Life:
+    """Of a branch."""
+
+    given: int = 0
+    """The highest number of an attempt."""
+    running: dict[int, str] = field(default_factory=dict)
+    """Attempt -> node: two at most, on different nodes."""
+    is_ended: bool = False
+
+    @property
+    def nodes(self) -> list[str]:
+        return list(self.running.values())
+
+    @property
+    def told(self) -> str:
+        return f"{'had ended' if self.is_ended else 'was running'} as {self.running} after {self.given} attempts"
+
+
 class Lives:
     """Takes all events in order; `faults` says what may not happen."""
 
     def __init__(self) -> None:
-        self.open: dict[str, dict[int, tuple[int, str]]] = {}
-        """Open session -> branch index -> (attempt, running | waiting | ended)."""
+        self.open: dict[str, dict[int, _Life]] = {}
+        """Open session -> branch index -> what its events tell."""
         self.ended: dict[str, str] = {}
         self.faults: list[str] = []
         self.attempts = 0
-        self.requeued = 0
+        self.repeated = 0
+        """Those after the first of a branch."""
 
     def take(self, event: dict[str, Any]) -> None:
         kind, session = event["event"], event.get("session_id")
@@ -159,26 +180,26 @@ class Lives:
             return
         if kind.startswith("session_"):
             ends = kind.removeprefix("session_")
-            if any(state == "running" for _, state in branches.values()) and ends != "cancelled":
+            if any(life.running for life in branches.values()) and ends != "cancelled":
                 self._fault(event, "still has running branches")
             self.ended[session] = ends
             del self.open[session]
         else:
-            self._take_branch(event, kind.removeprefix("branch_"), branches)
+            self._take_branch(event, kind, branches)
 
-    def _take_branch(self, event: dict[str, Any], what: str, branches: dict[int, tuple[int, str]]) -> None:
-        number, told = event["branch_index"], event["attempt"]
-        attempt, state = branches.get(number, (0, "waiting"))
-        if what == "assigned":
-            if state != "waiting" or told != attempt + 1:
-                self._fault(event, f"was {state} at attempt {attempt}")
-            branches[number] = (told, "running")
+    def _take_branch(self, event: dict[str, Any], kind: str, branches: dict[int, _Life]) -> None:
+        life, attempt = branches.setdefault(event["branch_index"], _Life()), event["attempt"]
+        if kind == "branch_assigned":
+            if life.is_ended or attempt != life.given + 1 or len(life.running) > 1 or event["node_id"] in life.nodes:
+                self._fault(event, life.told)
             self.attempts += 1
-        else:
-            if state != "running" or told != attempt:
-                self._fault(event, f"was {state} at attempt {attempt}")
-            branches[number] = (told, "waiting" if what == "requeued" else "ended")
-            self.requeued += what == "requeued"
+            self.repeated += attempt > 1
+            life.given = attempt
+            life.running[attempt] = event["node_id"]
+            return
+        if life.is_ended or life.running.pop(attempt, None) is None or bool(life.running) != (kind == "attempt_ended"):
+            self._fault(event, life.told)
+        life.is_ended = kind not in ("attempt_ended", "branch_requeued")
 
     def _fault(self, event: dict[str, Any], words: str) -> None:
         self.faults.append(f"{event['id']} {event['event']}: {event['session_id']} {words}: {event}"[:500])

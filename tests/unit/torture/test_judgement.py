@@ -90,7 +90,7 @@ def events(*rows: tuple) -> Lives:
     for number, (kind, *rest) in enumerate(rows):
         event = {"id": f"{number}.0", "event": kind, "session_id": "s"}
         if rest:
-            event |= {"branch_index": rest[0], "attempt": rest[1]}
+            event |= {"branch_index": rest[0], "attempt": rest[1], "node_id": rest[2] if len(rest) > 2 else "a"}
         lives.take(event)
     return lives
 
@@ -104,14 +104,42 @@ def test_an_ordinary_life() -> None:
         ("branch_assigned", 1, 1), ("branch_completed", 1, 1), ("session_completed",),
     )  # fmt: skip
     assert (lives.faults, lives.open, lives.ended) == ([], {}, {"s": "completed"})
-    assert (lives.attempts, lives.requeued) == (3, 1)
+    assert (lives.attempts, lives.repeated) == (3, 1)
+
+
+BESIDE = (*BEGIN, ("branch_assigned", 0, 2, "b"))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (("attempt_ended", 0, 1), ("branch_completed", 0, 2, "b")),
+        (
+            ("attempt_ended", 0, 2, "b"),
+            ("branch_assigned", 0, 3, "c"),
+            ("attempt_ended", 0, 3),
+            ("branch_failed", 0, 1),
+        ),
+        (("attempt_ended", 0, 1), ("branch_requeued", 0, 2), ("branch_assigned", 0, 3), ("branch_completed", 0, 3)),
+        (("attempt_ended", 0, 2), ("branch_cancelled", 0, 1)),
+    ],
+)
+def test_a_life_with_two_attempts_at_a_time(rows: tuple) -> None:
+    assert events(*BESIDE, *rows).faults == []
 
 
 @pytest.mark.parametrize(
     "rows",
     [
         (*BEGIN, ("branch_completed", 0, 1), ("branch_completed", 0, 1)),
-        (*BEGIN, ("branch_assigned", 0, 2)),
+        (*BEGIN, ("branch_assigned", 0, 2, "a")),
+        (*BEGIN, ("branch_assigned", 0, 3, "b")),
+        (*BESIDE, ("branch_assigned", 0, 3, "c")),
+        (*BESIDE, ("branch_completed", 0, 2)),
+        (*BESIDE, ("branch_requeued", 0, 1)),
+        (*BESIDE, ("attempt_ended", 0, 1), ("attempt_ended", 0, 2)),
+        (*BESIDE, ("attempt_ended", 0, 1), ("branch_completed", 0, 1)),
+        (*BEGIN, ("attempt_ended", 0, 1)),
         (*BEGIN, ("branch_requeued", 0, 1), ("branch_assigned", 0, 1)),
         (*BEGIN, ("branch_requeued", 0, 1), ("branch_completed", 0, 1)),
         (*BEGIN, ("branch_completed", 0, 2)),
