@@ -50,7 +50,7 @@ RETRY_MS_MIN = 200
 time to recover, and what is broken for good does not keep slots busy."""
 
 REPORT_DEADLINE_S = 10.0
-GATHER_S = 0.02
+GATHER_S = 0.005
 """After a batch of several, what Leaf nodes report waits so long for more: each command costs every replica of the mesh
 as much as several outcomes, and a Leaf has work ahead meanwhile. What this node executed itself never waits."""
 

@@ -38,7 +38,7 @@ PAUSE_SHARE = 4.0
 """Pause between decisions that find no place for anything, by the time that one takes: looking through a long queue of
 what fits nowhere takes a fifth of the loop, which has links and HTTP to serve."""
 
-REST_S_MAX = 0.05
+REST_S_MAX = 0.01
 """Of the pause of the same share after any decision: in a busy mesh each decides more, in a quiet one it is a
 millisecond."""
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from scripts.bench.report import Figure
 from scripts.fleet import SLOTS, WAIT_S, Fleet, fleet
 
-ROUNDS = 8
-"""Branches for each slot: what begins and ends together is a small part of it."""
+ROUNDS = 24
+"""Branches for each slot: the first and the last, when not all slots are busy, are a small part of it."""
+
+SETTLE_S = 12.0
+"""Until parents are settled and the workers of Leaf nodes run, which start ten seconds after these are registered."""
 
 
 def measure(folder: Path, runs: int) -> list[Figure]:
@@ -24,15 +27,16 @@ def measure(folder: Path, runs: int) -> list[Figure]:
             edges = 0 if count == 3 else max(count // 15, 1)
             with fleet(3, edges, count - 3 - edges, folder=folder / f"scale-{run}-{count}") as mesh:
                 took_s = mesh.launch()
+                time.sleep(SETTLE_S)
                 if count == 100:
                     ready.values.append(took_s)
-                    time.sleep(5.0)  # parents are settled
                     cost, crossed = mesh.leader_cost(10.0)
                     cpu.values.append(cost)
                     traffic.values.append(crossed)
                 gain.values.append(linear(mesh) * 100)
         with fleet(3, 2, 8, folder=folder / f"noop-{run}", slots=100) as mesh:
             mesh.launch()
+            time.sleep(SETTLE_S)
             noop.values.append(rate(mesh, "echo", {}, 1000))
     return [ready, cpu, traffic, *gains.values(), noop]
 
