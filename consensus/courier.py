@@ -8,6 +8,7 @@ The words are MessagePack arrays; a field may only be appended, with a default.
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -75,7 +76,7 @@ class Courier:
         self._leader: NodeId | None = None
         self._parcels: list[_Parcel] = []
         self._is_leaving = False
-        self._carrying: set[asyncio.Task[None]] = set()
+        self._carrying: set[asyncio.Task[Outcomes | None]] = set()
         self._asking: set[asyncio.Task[bytes | None]] = set()
 
     def turn_to(self, leader: NodeId | None) -> None:
@@ -130,29 +131,29 @@ class Courier:
             parcels, self._parcels = self._parcels[:count], self._parcels[count:]
             task = asyncio.create_task(self._carry(parcels))
             self._carrying.add(task)
-            task.add_done_callback(self._came_back)
+            task.add_done_callback(partial(self._came_back, parcels))
 
-    def _came_back(self, task: asyncio.Task[None]) -> None:
+    def _came_back(self, parcels: list[_Parcel], task: "asyncio.Task[Outcomes | None]") -> None:
+        """Not in the task itself: one that is cancelled before its first step would settle nothing."""
         self._carrying.discard(task)
+        outcomes = None if task.cancelled() else task.result()
+        for position, (_, _, future) in enumerate(parcels):
+            if outcomes is None:
+                outcome = None
+            elif outcomes.error is not None:
+                outcome = Outcome(0, None, outcomes.error)
+            else:
+                outcome = outcomes.each[position] if position < len(outcomes.each) else None
+            _settle(future, outcome)
         if self._parcels and not self._is_leaving:
             self._leave()
 
-    async def _carry(self, parcels: list[_Parcel]) -> None:
-        outcomes: Outcomes | None = None
-        try:
-            timeout_s = max(max(until for _, until, _ in parcels) - asyncio.get_running_loop().time(), 0.001)
-            request = _encode(Proposals([command for command, _, _ in parcels], timeout_s))
-            answer = await self._request(PROPOSE, request, timeout_s)
-            outcomes = None if answer is None else _decode_or_none(_decode_outcomes, answer)
-        finally:
-            for position, (_, _, future) in enumerate(parcels):
-                if outcomes is None:
-                    outcome = None
-                elif outcomes.error is not None:
-                    outcome = Outcome(0, None, outcomes.error)
-                else:
-                    outcome = outcomes.each[position] if position < len(outcomes.each) else None
-                _settle(future, outcome)
+    async def _carry(self, parcels: list[_Parcel]) -> Outcomes | None:
+        timeout_s = max(max(until for _, until, _ in parcels) - asyncio.get_running_loop().time(), 0.001)
+        request = _encode(Proposals([command for command, _, _ in parcels], timeout_s))
+        answer = await self._request(PROPOSE, request, timeout_s)
+        outcomes: Outcomes | None = None if answer is None else _decode_or_none(_decode_outcomes, answer)
+        return outcomes
 
     async def _request(self, method: str, payload: bytes, timeout_s: float) -> bytes | None:
         if self._leader is None:
@@ -173,7 +174,7 @@ def _decode_or_none(decode: Any, answer: bytes) -> Any:
     """None: the peer says what makes no sense."""
     try:
         return decode(answer)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

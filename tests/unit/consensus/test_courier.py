@@ -1,0 +1,57 @@
+"""What is carried to a leader, and what becomes of it when another one leads."""
+
+import asyncio
+
+from consensus.courier import Courier
+from storage.ids import NodeId
+
+A, B = NodeId("a"), NodeId("b")
+
+
+class Silent:
+    """Peers that never answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[NodeId] = []
+
+    def send(self, peer: NodeId, payload: bytes) -> bool:
+        return True
+
+    async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
+        self.asked.append(peer)
+        return await asyncio.get_running_loop().create_future()
+
+
+def test_who_waits_for_a_leader_that_leads_no_more_is_told() -> None:
+    async def main() -> None:
+        peers = Silent()
+        courier = Courier(peers)
+        courier.turn_to(A)
+        loop = asyncio.get_running_loop()
+        waiting = courier.forward(b"command", loop.time() + 60)
+        while not peers.asked:
+            await asyncio.sleep(0)
+        courier.turn_to(B)
+        async with asyncio.timeout(10):
+            assert await waiting is None
+        await courier.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_that_has_not_begun_is_given_up_as_well() -> None:
+    """The leader changes in the very turn of the loop in which the request is made."""
+
+    async def main() -> None:
+        peers = Silent()
+        courier = Courier(peers)
+        courier.turn_to(A)
+        loop = asyncio.get_running_loop()
+        waiting = courier.forward(b"command", loop.time() + 60)
+        loop.call_soon(courier.turn_to, B)
+        async with asyncio.timeout(10):
+            assert await waiting is None
+        assert peers.asked == []
+        await courier.close()
+
+    asyncio.run(main())
