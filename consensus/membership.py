@@ -202,7 +202,7 @@ def decode_configuration(data: bytes) -> Configuration | None:
         return None
     try:
         found = _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     everyone = found.voters + found.learners + found.removed
     is_sane = (

@@ -281,7 +281,7 @@ class Executor:
             _, _, duration_ms, version, raw = message
             try:
                 knowledge = _decode_knowledge(raw)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise protocol.NotAFrame(f"knowledge that is none: {error}") from error
             self._conclude(attempt, self._outcome(attempt, duration_ms, version, knowledge=knowledge))
         elif tag == protocol.FAILED:

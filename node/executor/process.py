@@ -199,7 +199,7 @@ class WorkerProcess:
                 for message in _decode(payload):
                     protocol.check_from_worker(message)
                     self._owner.on_worker_message(self, message)
-        except (protocol.NotAFrame, msgspec.DecodeError) as error:
+        except (protocol.NotAFrame, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # Only code of a ritual that writes into our socket can do this.
             self.garbage = str(error)
             self._close_channel()

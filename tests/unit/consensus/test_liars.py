@@ -29,6 +29,9 @@ from consensus.steps import PeerMessage
 from storage.ids import NodeId
 from tests.unit.consensus.cluster import IDS, Cluster
 
+NO_TEXT = b"\x10\x94\x91\xa1\xff\x90\x90\x90"
+"""A configuration with a voter whose id is no UTF-8."""
+
 
 @pytest.fixture(autouse=True)
 def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +55,7 @@ def any_message(dice: random.Random, term: int, last: int) -> AnyMessage:
             previous = number(last, 1)
             entries, entry_term = [], number(term)
             for position in range(dice.randrange(4)):
-                raw = dice.choice([b"\x00x", b"\x01", b"\x02\x80", b"\x03\x80", b"", b"\x00"])
+                raw = dice.choice([b"\x00x", b"\x01", b"\x02\x80", b"\x03\x80", b"", b"\x00", NO_TEXT])
                 index = previous + 1 + position if dice.random() < 0.9 else number(last)
                 entries.append((raw, min(index, TERM_MAX), min(entry_term, TERM_MAX)))
             return AppendEntries(sender_term, number(last), previous, number(term), entries)

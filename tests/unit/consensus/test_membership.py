@@ -124,6 +124,12 @@ def test_impossible_configurations_are_not_read(configuration: Configuration) ->
     assert decode_configuration(encode_configuration(configuration)) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x91" * 5000, b"\x93\x90\x90", b"x" * (CONFIGURATION_BYTES_MAX + 1)])
+NO_TEXT = b"\x94\x91\xa1\xff\x90\x90\x90"
+"""One voter, whose id is no UTF-8."""
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xc1", b"\x91" * 5000, b"\x93\x90\x90", NO_TEXT, b"x" * (CONFIGURATION_BYTES_MAX + 1)]
+)
 def test_garbage_is_not_read(data: bytes) -> None:
     assert decode_configuration(data) is None

@@ -143,9 +143,18 @@ async def chatter_async(context: Context) -> str:
 
 
 def write_into_channel(context: Context) -> None:
+    _write_everywhere(b"\xff\xff\xff\xff garbage")
+
+
+def write_no_text_into_channel(context: Context) -> None:
+    """A frame of one message, a text that is no UTF-8."""
+    _write_everywhere(b"\x00\x00\x00\x04\x91\x91\xa1\xff")
+
+
+def _write_everywhere(data: bytes) -> None:
     for descriptor in range(3, 64):
         try:
-            os.write(descriptor, b"\xff\xff\xff\xff garbage")
+            os.write(descriptor, data)
         except OSError:
             continue
     time.sleep(3600)

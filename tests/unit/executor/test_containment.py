@@ -26,6 +26,7 @@ from tests.unit.executor.harness import Bench, drive, environment, is_alive, pyt
         ("segfault", "worker_crashed", ["SIGSEGV", "segfault"]),
         ("recurse", "ritual_error", ["RecursionError"]),
         ("write_into_channel", "worker_crashed", ["not ours"]),
+        ("write_no_text_into_channel", "worker_crashed", ["not ours"]),
     ],
 )
 def test_a_failure_costs_one_attempt_and_says_why(tmp_path: Path, ritual: str, code: str, texts: list[str]) -> None:
