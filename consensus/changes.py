@@ -26,8 +26,11 @@ CHANGES_MAX = 4
 _REQUEST_BYTES_MAX = 4096
 _DEADLINE_S_MAX = 60.0
 _RETRY_S = 0.2
-_AGAIN = ("change_pending", "leader_is_new", "not_leader", "discarded", "timeout")
-"""What passes by itself."""
+_PASSING = ("change_pending", "leader_is_new")
+"""Refusals that pass by themselves."""
+
+_AGAIN = (*_PASSING, "not_leader", "discarded", "timeout")
+"""What is asked again; but for refusals, it may have been done."""
 
 
 class ChangeRefused(ProposalFailed):
@@ -89,8 +92,8 @@ class Changes:
             if answer.error not in _AGAIN:
                 raise ChangeRefused(answer.error or "refused", answer.message)
             await asyncio.sleep(_RETRY_S)
-        if answer.message:
-            raise ChangeRefused(answer.error or "refused", answer.message)
+        if answer.error in _PASSING:
+            raise ChangeRefused(answer.error, answer.message)
         raise ProposalTimeout("timeout" if self._group.status().leader else "no_leader", deadline_s)
 
     async def on_request(self, peer: NodeId, payload: bytes) -> bytes:
@@ -101,7 +104,7 @@ class Changes:
             if len(payload) > _REQUEST_BYTES_MAX:
                 raise msgspec.DecodeError
             request = _decode_request(payload)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return _Answer(None, "malformed", "the request cannot be read: update the older node")
         if not request.is_forwarded:
             for change in request.changes:

@@ -141,13 +141,35 @@ def test_without_a_leader_it_is_not_known_in_time() -> None:
             for node in IDS[:2]:
                 net.cut(node)
             await until(lambda: net.groups[IDS[2]].status().leader is None)
-            with pytest.raises((ProposalTimeout, ChangeRefused)):
+            with pytest.raises(ProposalTimeout):
                 await changes[IDS[2]].ask([Change("remove", IDS[0])], deadline_s=0.5)
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x90", b"\x94\x90\xc2\x01\xc2", b"x" * 5000])
+def test_a_leader_that_does_not_answer_has_refused_nothing() -> None:
+    class Deaf:
+        def send(self, peer: NodeId, payload: bytes) -> bool:
+            return False
+
+        async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
+            raise ConnectionError("no link")
+
+    async def main() -> None:
+        async with mesh() as (net, _):
+            changes = Changes(net.groups[await follower_of(net)], Deaf(), lambda node: True)
+            with pytest.raises(ProposalTimeout) as raised:
+                await changes.ask([Change("remove", IDS[0])], deadline_s=0.5)
+            assert raised.value.code == "timeout"
+
+    asyncio.run(main())
+
+
+NO_TEXT = b"\x94\x91\x82\xa4kind\xa3add\xa7node_id\xa1\xff\xc2\x01\xc2"
+"""A request whose node id is no UTF-8."""
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x90", b"\x94\x90\xc2\x01\xc2", NO_TEXT, b"x" * 5000])
 def test_nonsense_is_refused(payload: bytes) -> None:
     async def main() -> None:
         async with mesh() as (net, changes):
