@@ -63,6 +63,7 @@ class Inbox:
     def __init__(self) -> None:
         self._posted: deque[Posted | _StreamLost] = deque()
         self._is_waiting = False
+        self._is_closed = False
         self._poll = select.poll()
         self._streams: dict[NodeId, PeerStream] = {}
         self._peer_at: dict[int, NodeId] = {}
@@ -80,7 +81,7 @@ class Inbox:
         self._poll.register(self._reader, select.POLLIN)
 
     def post(self, given: Posted) -> None:
-        """Kept in order. Never blocks."""
+        """Kept in order until `close`, and not afterwards. Never blocks."""
         if type(given) is PeerMessage and len(self._posted) >= INPUTS_WAITING_MAX:
             self.dropped += 1
             return
@@ -89,6 +90,8 @@ class Inbox:
             self._is_waiting = False
             with contextlib.suppress(OSError):  # full: it is awake; closed: nobody waits
                 self._writer.send(b"\0")
+        if self._is_closed:
+            self._throw_away()
 
     def take(self, deadline: float) -> list[Input] | None:
         """What has arrived, at most INPUTS_PER_STEP_MAX posted inputs; waits until `deadline` (monotonic) if nothing
@@ -154,12 +157,18 @@ class Inbox:
     def close(self) -> None:
         for peer in tuple(self._streams):
             self._drop(peer)
-        while self._posted:
-            given = self._posted.popleft()
-            if isinstance(given, StreamUp):
-                given.stream.close()
+        self._is_closed = True
+        self._throw_away()
         self._reader.close()
         self._writer.close()
+
+    def _throw_away(self) -> None:
+        """By any thread: what is posted while this inbox closes is seen here or by who posted it."""
+        with contextlib.suppress(IndexError):  # empty
+            while True:
+                given = self._posted.popleft()
+                if isinstance(given, StreamUp):
+                    given.stream.close()
 
     def _wait(self, deadline: float) -> list[tuple[int, int]]:
         if self._posted:

@@ -174,3 +174,6 @@ def test_closing_closes_every_stream():
     inbox.close()
     assert held.is_closed
     assert waiting.is_closed
+    late, _ = pipe()
+    inbox.post(StreamUp(OTHER, late))
+    assert late.is_closed
