@@ -327,13 +327,16 @@ class Mesh(Linked):
             self._manager.handler_failed(what, error)
 
     async def _remember(self) -> None:
+        is_told = False
         while True:
             await asyncio.sleep(_PEERS_SAVED_EVERY_S)
             try:
                 await self._save_peers()
-            except OSError as error:
-                self._log.warning("peers_not_remembered", detail=str(error))
-                return
+                is_told = False
+            except OSError as error:  # a full disk, perhaps: there will be room again
+                if not is_told:
+                    is_told = True
+                    self._log.warning("peers_not_remembered", detail=str(error))
 
     async def _save_peers(self) -> None:
         book = self._manager.book

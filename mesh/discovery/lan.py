@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from zeroconf import DNSQuestionType, ServiceStateChange, Zeroconf
+from zeroconf import Error as ZeroconfError
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from mesh.discovery.interfaces import Interface, choose, read_interfaces
@@ -58,22 +59,24 @@ class LanDiscovery:
         self._interfaces: tuple[Interface, ...] = ()
         self._mesh_hash = mesh_name_hash(user.settings.mesh_name)
         self._resolving: set[str] = set()
+        self._skipped: set[str] = set()
+        """Interfaces that were passed over at the last look."""
         self._warned: set[str] = set()
 
     async def run(self) -> None:
-        """Until cancelled: keep the announcement in step with the machine's addresses."""
+        """Until cancelled: keep the announcement in step with the machine's addresses. What fails is tried again."""
         try:
             while True:
-                interfaces = await self._scan()
-                if interfaces != self._interfaces:
-                    try:
+                try:
+                    interfaces = await self._scan()
+                    if interfaces != self._interfaces:
                         await self._apply(interfaces)
-                    except OSError as error:
-                        await self._close()
-                        self._note("failed", f"{error}: discovery needs UDP port 5353; seeds work without it")
-                        self._warn("zeroconf_failed", str(error))
-                    else:
                         self._interfaces = interfaces
+                except (OSError, ZeroconfError) as error:
+                    await self._close()
+                    reason = str(error) or type(error).__name__
+                    self._note("failed", f"{reason}: discovery needs UDP port 5353; seeds work without it")
+                    self._warn("zeroconf_failed", reason)
                 await asyncio.sleep(_RESCAN_S)
         finally:
             await asyncio.shield(self._close())
@@ -89,9 +92,9 @@ class LanDiscovery:
         wanted: Literal["auto"] | Sequence[str] = settings.interfaces
         choice = choose(present, wanted, settings.bind_host)
         for name, reason in choice.skipped:
-            if name not in self._warned:
-                self._warned.add(name)
+            if name not in self._skipped:
                 self._note("skipped", reason, name)
+        self._skipped = {name for name, _ in choice.skipped}
         if not choice.chosen:
             self._warn("no_interface", "no interface for zeroconf: name one in [mesh] interfaces, or use seeds")
         return choice.chosen

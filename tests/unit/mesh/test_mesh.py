@@ -1,14 +1,17 @@
 """Meshes over real loopback sockets: linking, founding, requests, priorities, lost peers, restarts, a clean stop."""
 
 import asyncio
+import errno
 import random
 from pathlib import Path
 
 import pytest
 
 from mesh import limits, liveness
+from mesh.discovery.remembered import save_peers
 from mesh.errors import BindError, PeerUnavailable, RemoteFailed, RequestTimedOut
 from mesh.links import heartbeat
+from mesh.links.book import KnownPeer
 from mesh.links.frames import Kind, pack
 from mesh.mesh import Mesh
 from storage.ids import NodeId
@@ -102,6 +105,34 @@ async def test_the_remembered_peers_are_dialled_without_seeds(directory: Path) -
         again = await here.start("b")
         await linked(a, again)
         assert any(entry.source == "remembered" for entry in again.diary())
+
+
+def test_peers_are_remembered_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = 0
+    is_full = True
+
+    def save(data_dir: Path, peers: tuple[KnownPeer, ...]) -> None:
+        nonlocal attempts
+        attempts += 1
+        if is_full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        save_peers(data_dir, peers)
+
+    monkeypatch.setattr("mesh.mesh._PEERS_SAVED_EVERY_S", 0.02)
+    monkeypatch.setattr("mesh.mesh.save_peers", save)
+
+    async def scenario() -> None:
+        nonlocal is_full
+        async with site(tmp_path) as here:
+            a = await here.start("a")
+            b = await here.start("b", seeds=[address(a)])
+            await linked(a, b)
+            await until(lambda: attempts > 4, "it is not tried again")
+            is_full = False
+            await until((tmp_path / "b" / "peers").exists, "nothing is remembered")
+            assert [event for _, event, _ in here.logs["b"].lines].count("peers_not_remembered") == 1
+
+    asyncio.run(scenario())
 
 
 @run
