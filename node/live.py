@@ -104,6 +104,8 @@ class LiveBoard:
                     self._assigned.pop(AttemptKey(event.session_id, event.branch_index, event.attempt), None)
                 case BranchCompleted() | BranchFailed() | BranchCancelled() as event:
                     key = AttemptKey(event.session_id, event.branch_index, event.attempt)
+                    if key in self._assigned:  # its last words may come yet; but what runs is remembered rather
+                        self._assigned.move_to_end(key, last=False)
                     state = self._states.get(key)
                     if state is not None and not state.lines:
                         del self._states[key]

@@ -140,6 +140,20 @@ def test_a_finished_branch_keeps_its_lines_only() -> None:
     assert board_.get(SESSION, 1, 1) is None
 
 
+def test_what_runs_is_not_forgotten_for_what_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "ASSIGNED_MAX", 4)
+    board_ = board()
+    for index in range(1, 20):
+        board_.note_assigned(SESSION, index, 1, THERE)
+        event = BranchCompleted(
+            at_ms=0, session_id=SESSION, branch_index=index, attempt=1, node_id=THERE, duration_ms=1
+        )
+        board_.on_events([Numbered(index=index, position=0, event=event)])
+    board_.publish(update(0, lines=["still here"]))
+    assert board_.refused == 0
+    assert board_.get(SESSION, 0, 1) is not None
+
+
 def test_chatty_branches_are_told_in_notices_that_a_link_takes() -> None:
     told: list[bytes] = []
 
