@@ -33,7 +33,7 @@ WAIT_S = 0.5
 
 RETRY_S = 1.0
 RETRY_LAST_S = 30.0
-"""After a failure; doubled each time."""
+"""After a failure to fetch one; doubled each time. Who could not make one does not try again for the longer of them."""
 
 KEEP_S = 120.0
 """How long a snapshot is kept after the last question for it: somebody may have restarted."""
@@ -122,6 +122,9 @@ class Snapshots:
         self._one_at_a_time = asyncio.Lock()
         self._made: tuple[Header, int] | None = None
         self._making: asyncio.Task[None] | None = None
+        self._failure = ""
+        """Why the last one could not be made."""
+        self._failed_at = float("-inf")
         self._asked_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
         self._wanted = asyncio.Event()
@@ -163,6 +166,8 @@ class Snapshots:
             if status.applied_index <= ask.after:
                 return Part(f"it has itself applied no more than {status.applied_index}", False)
             if self._making is None or self._making.done():
+                if time.monotonic() - self._failed_at < RETRY_LAST_S:
+                    return Part(self._failure, False)  # another node may be able to
                 self._making = asyncio.create_task(self._make(), name="snapshot")
             return Part("", True)
         header, size = made
@@ -185,6 +190,7 @@ class Snapshots:
                 self._withdraw()
                 return
             except (WorkFailed, StorageError, OSError) as error:
+                self._failure, self._failed_at = f"it cannot make one: {error}", time.monotonic()
                 log.warning("snapshot_not_made", reason=str(error))
                 return
         log.info("snapshot_made", index=self._made[0].index, bytes=self._made[1])

@@ -16,7 +16,7 @@ from consensus.state.apply import digest
 from consensus.state.tables import MEMBERS, SESSIONS, recomputed_digest, uuid_key
 from node import snapshots
 from node.snapshots import METHOD, Snapshots
-from node.workshop import Workshop
+from node.workshop import WorkFailed, Workshop
 from storage.environment import Environment
 from storage.ids import NodeId
 from tests.unit.consensus.test_group import ALL_TABLES, IDS, QUICK, End, Net, leader_of
@@ -232,6 +232,23 @@ def test_a_row_that_stops_a_command_is_replaced(tmp_path: Path) -> None:
             await until(lambda: any("cannot be applied" in reason for reason in reasons))
             await until(lambda: not nodes.groups[damaged].status().is_quarantined)
             await converge(nodes, leader)
+
+    asyncio.run(scenario())
+
+
+def test_who_cannot_make_one_says_so_and_another_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise WorkFailed("no room for a copy")
+
+    async def scenario() -> None:
+        async with running(tmp_path) as nodes:
+            leader, lost = await left_behind(nodes)
+            monkeypatch.setattr(nodes.snapshots[leader]._workshop, "make", fail)
+            nodes.heal(lost)
+            await converge(nodes, leader)
+            ask = msgspec.msgpack.encode(snapshots.Ask(1, b"", 0))
+            answer = msgspec.msgpack.decode(await nodes.snapshots[leader].on_request(lost, ask), type=snapshots.Part)
+            assert answer.refusal == "it cannot make one: no room for a copy"
 
     asyncio.run(scenario())
 
