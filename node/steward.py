@@ -137,8 +137,12 @@ class Steward:
             await self._changes.ask([change])
         except ConsensusError as error:
             outcome = str(error)
-        self.actions.append(Action(iso(now_ms()), change.kind, change.node_id, reason, outcome))
-        log.info("autopilot", change=change.kind, node=change.node_id, reason=reason, outcome=outcome)
+        action = Action(iso(now_ms()), change.kind, change.node_id, reason, outcome)
+        if outcome != "done" and self.actions and msgspec.structs.replace(self.actions[-1], at=action.at) == action:
+            self.actions.pop()  # refused as at the last look: told once, with the latest time
+        else:
+            log.info("autopilot", change=change.kind, node=change.node_id, reason=reason, outcome=outcome)
+        self.actions.append(action)
 
     async def _join(self) -> None:
         """As a learner; the leader promotes whom it wants. A founding voter's configuration names it, so this is only
