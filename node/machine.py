@@ -19,7 +19,7 @@ def look(data_dir: Path) -> Machine:
         ram_bytes=_ram_bytes(),
         cores=len(os.sched_getaffinity(0)),
         disk_bytes=shutil.disk_usage(place).total,
-        is_disk_lasting=_file_system(place.resolve()) not in _IN_RAM,
+        is_disk_lasting=file_system(place.resolve()) not in _IN_RAM,
     )
 
 
@@ -31,7 +31,7 @@ def _ram_bytes() -> int:
         return present
 
 
-def _file_system(place: Path) -> str:
+def file_system(place: Path) -> str:
     """The type of the one that holds `place`: of its mount points the longest, of equal ones the latest. Empty if
     this system does not say."""
     found, longest = "", -1

@@ -169,18 +169,14 @@ class Api:
                 if begin_s > timeout_s and connection.sock is not None:
                     connection.sock.settimeout(begin_s)
                 response = connection.getresponse()
+                if response.status not in ELSEWHERE or len(self.urls) == 1:
+                    return connection, response
+                with response:
+                    refused = _refusal(response.status, response.read(ANSWER_BYTES_MAX))
             except (OSError, http.client.HTTPException) as error:
-                connection.close()
                 failures.append(f"{url} ({_reason(error)})")
-                self.next_node()
-                continue
-            if response.status in ELSEWHERE and len(self.urls) > 1:
-                refused = _refusal(response.status, response.read(ANSWER_BYTES_MAX))
-                response.close()
-                connection.close()
-                self.next_node()
-                continue
-            return connection, response
+            connection.close()
+            self.next_node()
         if refused is not None:
             raise refused
         raise CommandError(

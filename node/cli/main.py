@@ -426,9 +426,12 @@ def _no_extras() -> Iterator[None]:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 10_000_000:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: seconds above 0")
     return value
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mesh.errors import MeshError
 from mesh.secrets import MeshSecret, Secrets
+from mesh.tiers import LEAF
 from node.cli import render
 from node.cli.api import Api, overall_timeout_s
 from node.cli.exits import CommandError, Exit
@@ -29,7 +30,14 @@ def rotate(arguments: Namespace) -> int:
     while True:
         file = _load(path)
         after = _after(file, arguments.begin)
-        members = [member for member in members_of(api.get("/status")) if not _is_left_out(member, arguments.without)]
+        status = api.get("/status")
+        if status.get("tier") == LEAF:
+            raise CommandError(
+                f"{status['name']} is a Leaf, which knows nothing of the secrets of other nodes",
+                Exit.USAGE,
+                "ask a Core or Edge node, with --url",
+            )
+        members = [member for member in members_of(status) if not _is_left_out(member, arguments.without)]
         found = plan(file, after, members)
         if not arguments.wait or found.verdict not in ("copy", "unknown"):
             break

@@ -16,7 +16,8 @@ SKEW_WARN_S = 2.0
 """An HTTP date has a resolution of one second."""
 
 SKEW_FAIL_S = 300.0
-"""Certificates are dated back by five minutes: beyond that, links are refused."""
+"""Leases end by the clock of the node that leads: when leadership moves between such nodes, attempts are given up that
+run, or waited for that are lost. Links bear much more (`mesh.limits.CERTIFICATE_DATED_BACK_S`)."""
 
 EARLIEST = 1_735_689_600
 """2025-01-01: a clock before it was never set."""
@@ -76,7 +77,7 @@ def check_skew(dates: dict[str, str | None]) -> list[Finding]:
         check = f"clock of {url}"
         fix = "set both clocks by NTP: timedatectl set-ntp true"
         if apart_s > SKEW_FAIL_S:
-            findings.append(Finding(check, "fail", f"{apart_s:.0f} s apart: links will be refused", fix))
+            findings.append(Finding(check, "fail", f"{apart_s:.0f} s apart: leases end at the wrong time", fix))
         elif apart_s > SKEW_WARN_S:
             findings.append(Finding(check, "warn", f"{apart_s:.0f} s apart", fix))
         else:

@@ -5,7 +5,7 @@ from argparse import Namespace
 from http.client import HTTPException
 
 from node.cli import render
-from node.cli.api import URL_DEFAULT
+from node.cli.api import URL_DEFAULT, open_url
 from node.cli.doctor import clocks, host, network
 from node.cli.doctor.finding import Finding, worst
 from node.cli.exits import CommandError, Exit
@@ -56,8 +56,6 @@ def examine(config: Config, urls: str | None, interfaces: list[str] | None) -> l
 def _date(url: str) -> str | None:
     """When the meshnode at a URL thinks it is; None if none answers there. Its health is asked for, because that needs
     no token."""
-    from node.cli.api import open_url
-
     try:
         connection, response = open_url(url, "/healthz", ASK_S)
     except (OSError, HTTPException, CommandError):

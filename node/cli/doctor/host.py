@@ -16,6 +16,7 @@ from pathlib import Path
 from node.cli import render
 from node.cli.doctor.finding import Finding, Verdict
 from node.config import Config, ConfigError, check_files
+from node.machine import file_system
 
 SYNC_ROUNDS = 60
 SYNC_BYTES = 4096
@@ -40,7 +41,7 @@ def check_disk(config: Config) -> list[Finding]:
     findings = [
         Finding("disk sync", verdict, f"{folder}: p50 {p50 * 1000:.2f} ms, p99 {p99 * 1000:.2f} ms", fix),
     ]
-    kind = _file_system(folder)
+    kind = file_system(folder.resolve())
     if kind in ("tmpfs", "ramfs", "overlay"):
         where = "memory" if kind != "overlay" else "a container's layer"
         findings.append(
@@ -181,17 +182,6 @@ def _existing(folder: Path) -> Path:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     return folder
-
-
-def _file_system(folder: Path) -> str:
-    """Type of the file system, by the longest mount point above the folder; empty if it cannot be told."""
-    best = ("", "")
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-            _, point, kind, *_ = line.split(" ")
-            if folder.is_relative_to(point) and len(point) >= len(best[0]):
-                best = (point, kind)
-    return best[1]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import secrets
 import socket
 from contextlib import closing
 
+from mesh.discovery.interfaces import choose, read_interfaces
 from node.cli.doctor.finding import Finding
 from node.config import Config, is_loopback
 
@@ -18,37 +19,26 @@ GROUP = "239.255.77.81"
 RECEIVE_S = 1.0
 MDNS_PORT = 5353
 
-SKIPPED_PREFIXES = ("lo", "docker", "br-", "virbr", "veth", "tun", "tap", "wg", "tailscale", "zt", "cni", "flannel")
-"""Loopback, bridges and tunnels: no other machines of the local network there."""
-
 
 def check_multicast(config: Config, only: list[str] | None) -> list[Finding]:
     if not config.mesh.zeroconf and only is None:
         return [Finding("multicast", "ok", "not needed: zeroconf = false")]
-    interfaces = _interfaces()
-    wanted = only or (config.mesh.interfaces if isinstance(config.mesh.interfaces, list) else None)
-    if wanted is None:
-        chosen = {name: address for name, address in interfaces.items() if not name.startswith(SKIPPED_PREFIXES)}
-        if not chosen:
-            return [
-                Finding(
-                    "multicast",
-                    "warn",
-                    "there is no interface but loopback, bridges and tunnels",
-                    "connect this machine to a network, or name an interface in [mesh] interfaces",
-                )
-            ]
-        return [_multicast_on(name, address) for name, address in chosen.items()]
-    findings = []
-    for name in wanted:
-        address = interfaces.get(name) or (name if name in interfaces.values() else None)
-        if address is None:
-            known = ", ".join(interfaces)
-            findings.append(
-                Finding(f"multicast {name}", "fail", "no such interface with an IPv4 address", f"known: {known}")
-            )
-        else:
-            findings.append(_multicast_on(name, address))
+    present = read_interfaces()
+    wanted = only or config.mesh.interfaces
+    choice = choose(present, wanted, config.mesh_bind)  # as the daemon does
+    findings = [_multicast_on(interface.name, interface.addresses[0]) for interface in choice.chosen]
+    if wanted != "auto":
+        found = {word for interface in choice.chosen for word in (interface.name, *interface.addresses)}
+        known = ", ".join(interface.name for interface in present)
+        return findings + [
+            Finding(f"multicast {word}", "fail", "no such interface with an IPv4 address", f"known: {known}")
+            for word in wanted
+            if word not in found
+        ]
+    if not findings:
+        why = ", ".join(f"{name} ({reason})" for name, reason in choice.skipped) or "this machine has no address"
+        fix = "connect this machine to a network, or name an interface in [mesh] interfaces"
+        findings.append(Finding("multicast", "warn", f"there is no suitable interface: {why}", fix))
     return findings
 
 
@@ -61,18 +51,6 @@ def check_ports(config: Config, running: str | None) -> list[Finding]:
     if config.mesh.zeroconf:
         findings.append(_mdns())
     return findings
-
-
-def _interfaces() -> dict[str, str]:
-    """Interfaces with their first IPv4 address."""
-    import ifaddr
-
-    found: dict[str, str] = {}
-    for adapter in ifaddr.get_adapters():
-        for ip in adapter.ips:
-            if isinstance(ip.ip, str):
-                found.setdefault(str(adapter.name), ip.ip)
-    return found
 
 
 def _multicast_on(name: str, address: str) -> Finding:

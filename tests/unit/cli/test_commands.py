@@ -2,9 +2,12 @@
 
 import json
 import os
+import socket
 import stat
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,6 +202,24 @@ def test_next_node_is_asked_when_one_is_gone_or_cannot(
     assert "no members yet" in capsys.readouterr().out
 
 
+def test_next_node_is_asked_when_a_refusal_breaks_off(start_node: Callable[[], FakeNode]) -> None:
+    good = start_node()
+    good.on("/v1/members", {"members": [], "leader": None})
+
+    def refuse(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 100\r\n\r\n{")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it ends with a reset
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=refuse, args=(server,))
+        thread.start()
+        assert main(["nodes", "--url", f"http://127.0.0.1:{server.getsockname()[1]},{good.url}"]) == Exit.OK
+        thread.join(5)
+
+
 def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", "http://127.0.0.1:1"]) == Exit.UNREACHABLE
     err = capsys.readouterr().err
@@ -241,6 +262,12 @@ def test_wrong_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == Exit.USAGE
+
+
+def test_a_wrong_time_says_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["status", "--timeout", "soon"])
+    assert "argument --timeout: found 'soon', allowed: seconds above 0" in capsys.readouterr().err
 
 
 def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh.discovery.interfaces import Interface
 from mesh.secrets import MeshSecret
 from node.cli.doctor import clocks, host, network
 from node.cli.doctor.finding import Finding, worst
@@ -60,6 +61,15 @@ def test_an_interface_that_is_not_there(tmp_path: Path) -> None:
     (finding,) = network.check_multicast(config_in(tmp_path), ["nope0"])
     assert finding.verdict == "fail"
     assert "known: " in finding.fix
+
+
+def test_multicast_is_tried_where_the_daemon_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (alone,) = network.check_multicast(config_in(tmp_path), None)
+    assert (alone.check, alone.verdict) == ("multicast lo", "ok")  # without a secret it stays on this machine
+    monkeypatch.setattr(network, "read_interfaces", lambda: (Interface("docker0", ("172.17.0.1",)),))
+    (finding,) = network.check_multicast(config_in(tmp_path, MESHNODE_MESH_SECRET_FILE=str(tmp_path / "s")), None)
+    assert finding.verdict == "warn"
+    assert "docker0 (a bridge or container network" in finding.detail
 
 
 def test_multicast_is_not_asked_for_without_zeroconf(tmp_path: Path) -> None:

@@ -146,3 +146,10 @@ def test_waiting_ends_with_its_timeout(path: Path, mesh: Mesh, capsys: pytest.Ca
     mesh.secrets["c"] = Secrets(X, Y, "next", DAY)
     assert main(["secret", "rotate", str(path), "--begin", "--wait", "--timeout", "0.1"]) == Exit.TIMEOUT
     assert "c has not taken over" in capsys.readouterr().err
+
+
+def test_a_leaf_is_not_the_one_to_ask(path: Path, node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on("/status", {"node_id": "id-pi", "name": "pi", "tier": "leaf", "secrets": list(Secrets(X).fingerprints)})
+    assert main(["secret", "rotate", str(path), "--begin"]) == Exit.USAGE
+    assert "pi is a Leaf" in capsys.readouterr().err
+    assert Secrets.load(path) == Secrets(X)
