@@ -321,7 +321,7 @@ def _check_combinations(config: Config, origin: Mapping[tuple[str, str], str]) -
 
     mesh, http = config.mesh, config.http
     for section, host in (("mesh", mesh.bind), ("http", http.bind)):
-        if not _is_host(host) and not (section == "mesh" and host == "auto"):
+        if (host.startswith("[") or not _is_host(host)) and not (section == "mesh" and host == "auto"):
             auto = "`auto`, " if section == "mesh" else ""
             refuse(section, "bind", repr(host), f"{auto}an IP address or a host name")
     for folder in config.execution.readable_folders:

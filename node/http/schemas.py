@@ -53,8 +53,10 @@ def schemas() -> dict[str, Any]:
     }
     rows["Member"]["properties"]["standing"] = {
         "type": ["string", "null"],
-        "description": "voter, standby, learner (catching up), removed or none; null: not known here",
+        "description": "voter, standby, learner (catching up), left, removed or none; null: not known here",
     }
+    rows["Member"]["properties"]["running"] = {"type": "integer", "description": "attempts that it executes"}
+    rows["Member"]["properties"]["draining"] = {"enum": ["draining", "drained", "leaving", None]}
     return {
         **rows,
         "SessionSubmission": _submission(),

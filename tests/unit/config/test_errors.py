@@ -76,6 +76,7 @@ CASES = [
         "core.toml: [mesh] bind: found '0.0.0.0' without [mesh] secret_file, allowed: a loopback address, or a "
         "secret_file made by `meshnode secret new`",
     ),
+    ("[http]\nbind = '[::1]'", "core.toml: [http] bind: found '[::1]', allowed: an IP address or a host name"),
     ("[mesh]\nbind = '1.2.3.4.5'", "core.toml: [mesh] bind: found '1.2.3.4.5', allowed: `auto`, an IP address or a host name"),
     ("[mesh]\nseeds = ['a']", "core.toml: [mesh] seeds: found 'a', allowed: entries of the form \"host:port\", port 1 to 65535"),
     ("[mesh]\nseeds = ['::1:80']", "core.toml: [mesh] seeds: found '::1:80', allowed: entries of the form \"host:port\", "

@@ -8,6 +8,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from node.http.routes import ROUTES
+from node.http.schemas import schemas
 from node.http.server import HttpServer
 from node.service.progress import ProgressClock
 from storage.ids import InstanceId
@@ -81,6 +82,7 @@ def test_members_and_rituals() -> None:
     async def check(client: Client, node: TwinNode) -> None:
         members = (await (await client.get("/v1/members")).json())["members"]
         assert [(row["name"], row["status"]) for row in members] == [("alpha", "alive")]
+        assert members[0].keys() == schemas()["Member"]["properties"].keys()
         rituals = (await (await client.get("/v1/rituals")).json())["rituals"]
         echo = next(row for row in rituals if row["name"] == "echo")
         assert echo["here"] is True
