@@ -70,7 +70,7 @@ class Unavailable(ProposalFailed):
     """Refused before it was proposed; nothing has happened. Codes: `overloaded` (too many proposals in flight: retry
     later), `quarantined` (this replica has diverged: ask another node), `stopped` (this node is
     stopping: ask another one), `replica_stopped` (its replica has failed for good: ask another node), `disk_low` (the
-    leader takes no new sessions), `too_large` (the command exceeds its cap: do not retry),
+    leader takes no new sessions), `too_large`, `malformed` (the command exceeds its caps: do not retry),
     `newer_command` (a member cannot apply such a command yet: upgrade it)."""
 
     def __init__(self, code: str, message: str) -> None:

@@ -1,5 +1,5 @@
 """The files of an LMDB environment: made so that a half-made one is never taken for a damaged one, opened only when
-they are ours; and what errors of the operating system mean. `storage.environment` is the only user."""
+they are ours."""
 
 import os
 import shutil

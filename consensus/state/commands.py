@@ -172,8 +172,8 @@ class RequeueBranches(Command, frozen=True, kw_only=True, tag="requeue_branches"
 
 
 class Canary(Command, frozen=True, kw_only=True, tag="canary"):
-    """Changes nothing but the row that says when a command last went all the way. Serves readiness, read barriers and
-    as the index at which replicas compare table digests."""
+    """Changes nothing but the row that says when a command last went all the way. Serves readiness, and as the index at
+    which replicas compare table digests."""
 
     node_id: NodeId
     payload: bytes

@@ -73,7 +73,7 @@ class Member(Row, frozen=True, kw_only=True):
     hand_back_at_ms: int | None = None
     """Of a draining member: when what it still executes is given to others."""
     labels: dict[str, str] = {}
-    """What placement may ask for, besides those that everybody has (`node.scheduler.labels`)."""
+    """What placement may ask for, besides those that everybody has (`node.scheduler.matching`)."""
     ritual_limits: dict[str, int] = {}
     """Of rituals that it offers: how many branches of it may run at the same time in the whole mesh."""
 
