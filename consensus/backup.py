@@ -119,5 +119,4 @@ def load_backup(
 
 def _put(txn: WriteTransaction, parts: list[Rows]) -> None:
     for part in parts:
-        for key, value in part.rows:
-            txn.put(part.table, key, value)
+        txn.put_many(part.table, part.rows)

@@ -20,6 +20,7 @@ from consensus.election import Election
 from consensus.engine import Engine, Role
 from consensus.limits import TERM_JUMP_MAX
 from consensus.messages import (
+    ANSWERS,
     AnyMessage,
     AppendEntries,
     Checkpoint,
@@ -68,9 +69,7 @@ class Guard:
                 self.dropped["term_jump"] += 1
                 return
             self._adopt_term(term)
-        elif term < self.engine.term and not isinstance(
-            message, (NextIndex, Vote, HigherTerm, PreVote, Checkpoint, ReadProof)
-        ):
+        elif term < self.engine.term and not isinstance(message, ANSWERS):
             # Stale, and its sender may not know: a leader of an older term hears of ours and steps down.
             self.dropped["stale_term"] += 1
             self.engine.owner.on_send(peer, HigherTerm(self.engine.term))

@@ -201,8 +201,7 @@ def _copy_log(own: Transaction, filled: Store, header: Header) -> None:
 def _append_log(filled: Store, rows: list[tuple[bytes, bytes]]) -> None:
     with filled.write() as txn:
         hard = read_hard_state(txn)
-        for key, value in rows:
-            txn.put(LOG_TABLE, key, value)
+        txn.put_many(LOG_TABLE, rows)
         log_bytes = hard.log_bytes + sum(len(value) for _, value in rows)
         write_hard(txn, msgspec.structs.replace(hard, log_bytes=log_bytes))
 
@@ -210,5 +209,4 @@ def _append_log(filled: Store, rows: list[tuple[bytes, bytes]]) -> None:
 def _write(store: Store, parts: list[Rows]) -> None:
     with store.write() as txn:
         for part in parts:
-            for key, value in part.rows:
-                txn.put(part.table, key, value)
+            txn.put_many(part.table, part.rows)

@@ -7,7 +7,6 @@ header betrays it) and cross-site requests (the `Origin` header and the content 
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import stat
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+from node.config import is_loopback
 from node.http.problems import Problem
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
@@ -59,15 +59,6 @@ def load_token(path: Path) -> str:
             f"ASCII characters without spaces; make one with: openssl rand -hex 32 > {path}",
         )
     return token
-
-
-def is_loopback(bind: str) -> bool:
-    if bind == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(bind).is_loopback
-    except ValueError:
-        return False
 
 
 class Asked(Protocol):

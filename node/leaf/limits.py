@@ -1,4 +1,4 @@
-"""Every cap of a Leaf, with unit and reason."""
+"""Every cap of a Leaf, with unit and reason; those of its uplink are in `node.uplinks.limits`."""
 
 from typing import Final
 
@@ -21,9 +21,6 @@ ORPHAN_JITTER_S: Final = 0.2
 MOVE_RTT_FACTOR: Final = 2.0
 MOVE_RTT_SLACK_S: Final = 0.01
 """A Leaf does not move to a parent that is so much further away."""
-
-OUTCOMES_PER_REPORT_MAX: Final = 256
-OUTCOME_BYTES_PER_REPORT_MAX: Final = 1024 * 1024
 
 OUTCOMES_WAITING_MAX: Final = 2_000
 """In memory, while there is no room for them on the disk; the oldest go first."""

@@ -24,6 +24,7 @@ from mesh.identity import write_private
 from node.executor.work import AttemptKey
 from node.leaf import limits
 from node.uplinks import messages
+from node.uplinks.limits import OUTCOME_BYTES_PER_MESSAGE_MAX, OUTCOMES_PER_MESSAGE_MAX
 from node.uplinks.messages import SignedOutcome, Verdict
 from storage import codec
 from storage.errors import CodecError
@@ -101,10 +102,6 @@ class Outbox:
             "dropped": self.dropped,
             "superseded": self.superseded,
         }
-
-    @property
-    def has_kept(self) -> bool:
-        return bool(self._kept)
 
     async def wait_idle(self) -> None:
         """Until everything is answered."""
@@ -206,8 +203,7 @@ def _batches(signed: Iterable[SignedOutcome]) -> Iterator[list[SignedOutcome]]:
     size_bytes = 0
     for one in signed:
         if batch and (
-            len(batch) >= limits.OUTCOMES_PER_REPORT_MAX
-            or size_bytes + len(one.content) > limits.OUTCOME_BYTES_PER_REPORT_MAX
+            len(batch) >= OUTCOMES_PER_MESSAGE_MAX or size_bytes + len(one.content) > OUTCOME_BYTES_PER_MESSAGE_MAX
         ):
             yield batch
             batch, size_bytes = [], 0

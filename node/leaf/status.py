@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from node import __version__
+from node.config import join_host_port
 from node.service.times import iso
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Status:
             "secrets": list(trust.accepted),
             "certificate_ends_at": iso(int(trust.certificate_ends_at * 1000)),
             "versions": {"software": __version__},
-            "http_address": f"{config.http.bind}:{config.http.port}",
+            "http_address": join_host_port(config.http.bind, config.http.port),
             "data_dir": str(config.data_dir),
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "warnings": self._warnings(ready, outbox, trust.warnings),

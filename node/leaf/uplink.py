@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 
 class Uplink:
-    """`offer(at_ms, running)` is what this Leaf registers with. `run` until cancelled."""
+    """`offer(running)` is what this Leaf registers with. `run` until cancelled."""
 
     def __init__(
         self,

@@ -6,18 +6,15 @@ numbers between their dots, missing ones counting as 0; one that holds anything 
 
 import re
 from collections.abc import Mapping
-from typing import Final
 
 from consensus.state.rows import Condition, Member
-
-AUTOMATIC: Final = ("name", "id", "tier", "arch", "os")
-"""Labels that every node has; `arch` and `os` are told with its registration, the others are in its row."""
 
 _COMPARISON = re.compile(r"(>=|<=|==|!=|>|<)?\s*([A-Za-z0-9][A-Za-z0-9._+-]*)")
 _NUMBERS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})*")
 
 
 def labels_of(member: Member) -> dict[str, str]:
+    """With those that every node has: `arch` and `os` are told with its registration, the others are in its row."""
     return {**member.labels, "name": member.name, "id": member.node_id, "tier": member.tier}
 
 

@@ -37,9 +37,8 @@ async def change(
         raise ServiceError("unknown_node", f"{name[:80]} has not registered.", "See meshnode nodes.")
     plan = await _departure(service, node) if action == "leave" else None
     refusal = plan.get("refusal") if plan is not None else None
-    hand_back_at_ms = None if action == "undrain" else service.now_ms() + int((grace_s or 0.0) * 1000)
-    if grace_s is None and action != "undrain":
-        hand_back_at_ms = service.now_ms() + int(GRACE_S * 1000)
+    grace_ms = int((GRACE_S if grace_s is None else grace_s) * 1000)
+    hand_back_at_ms = None if action == "undrain" else service.now_ms() + grace_ms
     has_left = action == "leave" and member.status == "left"
     if not is_dry_run and not has_left:
         if refusal is not None:

@@ -102,7 +102,7 @@ class End(asyncio.Transport):
         self._context: Context = WORLD
         self._protocol: Any = None
         self._is_reading = True
-        self._is_closing = self._is_over = self._has_sent_eof = self._has_eof = False
+        self._is_closing = self._is_over = self._has_sent_eof = False
         self._unread: deque[bytes] = deque()
         self._sent: deque[tuple[float, bytes]] = deque()
         """On its way: when it is due, and what; `_EOF` ends this direction."""

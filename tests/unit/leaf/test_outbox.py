@@ -14,6 +14,7 @@ from mesh.identity import Identity, is_proven
 from node.leaf import limits
 from node.leaf.outbox import Outbox
 from node.uplinks import messages
+from node.uplinks.limits import OUTCOME_BYTES_PER_MESSAGE_MAX
 from node.uplinks.messages import SignedOutcome, Verdict
 from storage import codec
 from storage.ids import SessionId
@@ -191,7 +192,7 @@ def test_large_results_go_in_several_reports(tmp_path: Path) -> None:
         await box.keep()
         await box.deliver_kept(report)
         assert len(sizes) == 3
-        assert max(sizes) <= limits.OUTCOME_BYTES_PER_REPORT_MAX
+        assert max(sizes) <= OUTCOME_BYTES_PER_MESSAGE_MAX
 
     run(test)
 
