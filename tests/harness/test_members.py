@@ -49,8 +49,11 @@ def test_a_standby_takes_the_place_of_a_lost_voter_and_the_mesh_survives_another
     others = [name for name in mesh.nodes() if name != lost]
     mesh.kill(lost)
     mesh.wait("it is replaced", lambda: all(voters(mesh, name) == set(others) for name in others), 60)
-    actions = [action["kind"] for name in others for action in membership(mesh, name)["autopilot"]]
-    assert actions == ["promote", "demote"]
+
+    def actions() -> list[str]:
+        return [action["kind"] for name in others for action in membership(mesh, name)["autopilot"]]
+
+    mesh.wait("both changes are told", lambda: actions() == ["promote", "demote"])  # once they are committed
     mesh.kill(next(name for name in others if name != standby))
     complete(mesh, standby)
 
