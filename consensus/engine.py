@@ -10,7 +10,6 @@ against the installed version.
 import logging
 import random
 import zlib
-from collections import deque
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
+from consensus.flow import Flow
 from consensus.journal import Journal
 from consensus.limits import RaftSettings
 from consensus.messages import (
@@ -143,10 +143,10 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         self.peers: list[NodeId] = []
         """Voters and learners but this node: those who get the log."""
         self.voting_peers: list[NodeId] = []
-        self._in_flight: dict[NodeId, deque[tuple[int, int]]] = {}
-        self._in_flight_bytes: dict[NodeId, int] = {}
-        self.is_probing: dict[NodeId, bool] = {}
-        self.commit_told: dict[NodeId, int] = {}
+        self.flows: dict[NodeId, Flow] = {}
+        """To each of `peers`."""
+        self._learners: list[NodeId] = []
+        self._beat_learners_at = 0.0
         self.withdrawn: set[NodeId] = set()
         """Peers whose tables are not to be trusted, as they said themselves."""
         self._marks = ((surroundings.now, 0),) * 2
@@ -223,8 +223,10 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     def election_deadline(self, at: float) -> None:
         self._SyncObj__raftElectionDeadline = at
 
-    def heartbeat_deadline(self) -> float:
-        return float(self._SyncObj__newAppendEntriesTime)
+    def send_deadline(self) -> float:
+        """Of a leader: when peers are to hear of it again, or a learner may be told more."""
+        due_at = [self.flows[learner].due_at for learner in self._learners if self._has_new(learner)]
+        return min(float(self._SyncObj__newAppendEntriesTime), *due_at, float("inf"))
 
     @property
     def is_transfer_in_progress(self) -> bool:
@@ -268,17 +270,19 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def connect(self, peer: NodeId) -> None:
         """Of anybody in the mesh: it may become a voter."""
-        self._reset_window(peer)
+        if peer in self.flows:
+            self.flows[peer].reset()
         self._SyncObj__onNodeConnected(self.nodes[peer])
         if self.is_leader and peer in self.peers:
             # What was on its way may be lost. Start from what it is known to hold, or from the end if nothing is known,
             # and say at once who leads.
             held = self.match_index(peer) or self.journal.last_index
             self._SyncObj__raftNextIndex[self.nodes[peer]] = held + 1
-            self._SyncObj__newAppendEntriesTime = 0.0
+            self._speak_soon()
 
     def disconnect(self, peer: NodeId) -> None:
-        self._reset_window(peer)
+        if peer in self.flows:
+            self.flows[peer].reset()
         self._SyncObj__onNodeDisconnected(self.nodes[peer])
 
     def hand_over(self, peer: NodeId, message: dict[str, Any]) -> None:
@@ -308,11 +312,24 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             self.advance_commit(index)
 
     def _send_new(self) -> None:
-        if self.is_leader and any(
-            self.journal.first_index < self.next_index(peer) <= self.journal.last_index and self._may_send(peer)
-            for peer in self.peers
-        ):
+        if self.is_leader and any(self._is_ready(peer) for peer in self.peers):
             self._SyncObj__sendAppendEntries()
+
+    def _is_ready(self, peer: NodeId) -> bool:
+        return self._has_new(peer) and self.flows[peer].due_at <= surroundings.now
+
+    def _has_new(self, peer: NodeId) -> bool:
+        """Entries that this peer lacks and has room for."""
+        is_lacking = self.journal.first_index < self.next_index(peer) <= self._last_for(peer)
+        return is_lacking and self._has_room(peer)
+
+    def _last_for(self, peer: NodeId) -> int:
+        """A learner is told what is committed, so that it stores and applies it in one write."""
+        return self.commit_index if peer in self._learners else self.journal.last_index
+
+    def _speak_soon(self) -> None:
+        self._SyncObj__newAppendEntriesTime = 0.0
+        self._beat_learners_at = 0.0
 
     def adopt_term(self, term: int) -> None:
         """Someone is in a higher term: this replica follows nobody until it hears from that term's leader."""
@@ -330,12 +347,10 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def acknowledge(self, peer: NodeId, message: NextIndex) -> None:
         """Hand over an acknowledgement of this term, and make room in the peer's window."""
-        node, flights = self.nodes[peer], self._in_flight[peer]
+        node, flow = self.nodes[peer], self.flows[peer]
         if message.is_reset:
-            self._reset_window(peer)
-        while flights and flights[0][0] < message.next_index:
-            self._in_flight_bytes[peer] -= flights.popleft()[1]
-        self.is_probing[peer] = False
+            flow.reset()
+        flow.note_answer(message.next_index)
         sent = self._SyncObj__raftNextIndex[node]
         self.hand_over(
             peer,
@@ -350,19 +365,8 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             # The engine goes back to what is acknowledged, and would send again what is on its way.
             self._SyncObj__raftNextIndex[node] = max(sent, self._SyncObj__raftNextIndex[node])
 
-    def _reset_window(self, peer: NodeId) -> None:
-        if peer not in self._in_flight:
-            return
-        self._in_flight[peer].clear()
-        self._in_flight_bytes[peer] = 0
-        self.is_probing[peer] = True
-        self.commit_told[peer] = 0
-
-    def _may_send(self, peer: NodeId) -> bool:
-        """New entries, to this peer, now. One batch until it has answered: until then `next` is a guess."""
-        if not self.is_connected(peer):
-            return False
-        return self._in_flight_bytes[peer] < (1 if self.is_probing[peer] else self.settings.window_bytes)
+    def _has_room(self, peer: NodeId) -> bool:
+        return self.is_connected(peer) and self.flows[peer].has_room
 
     def _reconfigure(self) -> None:
         """The journal's configuration has changed: who gets the log, and who counts."""
@@ -372,18 +376,17 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         self.voting_peers = [voter for voter in configuration.voters if voter != own]
         self.peers = [peer for peer in configuration.members if peer != own]
         self._SyncObj__otherNodes = {nodes[peer] for peer in self.voting_peers}
-        self._SyncObj__readonlyNodes = {nodes[peer] for peer in configuration.learners if peer != own}
-        for peer in [peer for peer in self._in_flight if peer not in self.peers]:
-            del self._in_flight[peer], self._in_flight_bytes[peer], self.is_probing[peer], self.commit_told[peer]
+        self._learners = [learner for learner in configuration.learners if learner != own]
+        self._SyncObj__readonlyNodes = {nodes[learner] for learner in self._learners}
+        self.flows = {peer: flow for peer, flow in self.flows.items() if peer in self.peers}
         for peer in self.peers:
-            if peer not in self._in_flight:
-                self._in_flight[peer] = deque()
-                self._reset_window(peer)
+            if peer not in self.flows:
+                self.flows[peer] = Flow(self.settings)
                 if self.is_leader:
                     node = nodes[peer]
                     self._SyncObj__raftNextIndex[node] = self.journal.last_index + 1
                     self._SyncObj__raftMatchIndex[node], self._SyncObj__lastResponseTime[node] = 0, surroundings.now
-                    self._SyncObj__newAppendEntriesTime = 0.0
+                    self._speak_soon()
 
     def random_timeout(self, low: float, high: float) -> float:
         return low + (high - low) * surroundings.dice.random()
@@ -392,41 +395,48 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _SyncObj__sendAppendEntries(self) -> None:
         """To every connected peer: the entries it lacks, as far as its window allows; at least one message, which also
-        is the heartbeat. Nothing is lost by stopping early: `next` only moves past what was sent."""
+        is the heartbeat; learners at their own pace. Nothing is lost by stopping early: `next` only moves past what was
+        sent."""
         self._SyncObj__newAppendEntriesTime = surroundings.now + self.settings.heartbeat_s
+        is_beat = surroundings.now >= self._beat_learners_at
+        if is_beat:
+            self._beat_learners_at = surroundings.now + self.settings.heartbeat_s
         if surroundings.now - self._marks[1][0] >= self.settings.election_max_s:
             self._marks = (self._marks[1], (surroundings.now, self.journal.last_index))
         commit, journal = self.commit_index, self.journal
-        batches: dict[int, tuple[AppendEntries, int]] = {}
+        batches: dict[tuple[int, int], tuple[AppendEntries, int]] = {}
         for peer in self.peers:
             if not self.is_connected(peer):
                 continue
-            node = self.nodes[peer]
+            node, flow, last_index = self.nodes[peer], self.flows[peer], self._last_for(peer)
+            if peer in self._learners:
+                if not is_beat and not self._is_ready(peer):
+                    continue
+                flow.take_turn(surroundings.now)
             start = self._SyncObj__raftNextIndex[node]
             if start <= journal.first_index:  # it needs a snapshot, and finds out by this
                 self.owner.on_send(peer, self._message(journal.first_index + 1, []))
                 continue
             has_sent = False
-            while not has_sent or (start <= journal.last_index and self._may_send(peer)):
-                if start <= journal.last_index and self._may_send(peer):
-                    if start not in batches:
-                        batches[start] = self._batch(start)
-                    message, size = batches[start]
-                    self._in_flight[peer].append((message.entries[-1][1], size))
-                    self._in_flight_bytes[peer] += size
+            while not has_sent or (start <= last_index and flow.has_room):
+                if start <= last_index and flow.has_room:
+                    if (start, last_index) not in batches:
+                        batches[start, last_index] = self._batch(start, last_index)
+                    message, size = batches[start, last_index]
+                    flow.note_sent(message.entries[-1][1], size)
                 else:
                     message = self._message(start, [])
                 self.owner.on_send(peer, message)
                 start += len(message.entries)
-                self.commit_told[peer] = max(self.commit_told[peer], min(commit, start - 1))
+                flow.commit_told = max(flow.commit_told, min(commit, start - 1))
                 has_sent = True
             self._SyncObj__raftNextIndex[node] = start
 
-    def _batch(self, start: int) -> tuple[AppendEntries, int]:
+    def _batch(self, start: int, last_index: int) -> tuple[AppendEntries, int]:
         """Entries from `start`, and about how many bytes they are on their way."""
         entries = self.journal.entries(
             start,
-            self.journal.last_index + 1,
+            last_index + 1,
             bytes_max=self.settings.batch_bytes,
             count_max=self.settings.batch_entries,
         )
@@ -475,8 +485,9 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             return
         if new is Role.LEADER:
             self._marks = ((surroundings.now, self.journal.last_index),) * 2
-            for peer in self.peers:
-                self._reset_window(peer)
+            self._speak_soon()
+            for flow in self.flows.values():
+                flow.reset()
         elif old is Role.LEADER:
             # A leader does not move its election deadline, so it lies in the past.
             self._SyncObj__raftElectionDeadline = surroundings.now + self._SyncObj__generateRaftTimeout()

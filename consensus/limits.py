@@ -116,6 +116,11 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     commit_notice_s: float = 0.001
     """How long a leader with nothing to send waits before it tells followers what is committed: longer than a caller
     needs to send its next command, shorter than anyone who waits for an event would notice."""
+    learner_gather_s: float = 0.02
+    """How long what is committed gathers for a learner, in the long run: each message costs it a write of its own and
+    the leader an answer, and under load there are hundreds a second of as many learners. No agreement waits for one."""
+    learner_burst: int = 16
+    """Messages that need not wait, as many more after a rest: in a quiet mesh a learner hears of everything at once."""
     write_delay_s: float = 0.002
     """How long a leader waits for acknowledgements before it writes new entries without applying them: longer than
     followers on a LAN with a solid disk need."""

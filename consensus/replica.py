@@ -323,7 +323,7 @@ class Replica:
         if engine.commit_index > engine.applied_index and not self.is_quarantined:
             return self._now
         if engine.is_leader:
-            deadline = engine.heartbeat_deadline() if engine.peers else self._now + 3600.0
+            deadline = engine.send_deadline() if engine.peers else self._now + 3600.0
             deadline = min(deadline, self.journal.write_due_at or deadline)
             if self._tell_commit_at is not None:
                 deadline = min(deadline, self._tell_commit_at)
@@ -342,7 +342,7 @@ class Replica:
             (peer, index)
             for peer in (engine.peers if engine.is_leader else ())
             if engine.is_connected(peer)
-            and (index := min(engine.commit_index, engine.match_index(peer))) > engine.commit_told[peer]
+            and (index := min(engine.commit_index, engine.match_index(peer))) > engine.flows[peer].commit_told
             and index >= self.journal.first_index
         ]
         if not untold:
@@ -353,7 +353,7 @@ class Replica:
         if self._now >= self._tell_commit_at:
             self._tell_commit_at = None
             for peer, index in untold:
-                engine.commit_told[peer] = index
+                engine.flows[peer].commit_told = index
                 self.on_send(peer, Commit(engine.term, index, self.journal.term_at(index)))
 
     # -- handing over --

@@ -1,7 +1,8 @@
 """A fleet of real nodes on this machine, for scripts/mesh and the benchmarks of scale.
 
-Every node is a process of its own. Where root allows each lives in a network namespace of its own, all on one LAN;
-otherwise they share the loopback interface. They know nothing of each other but the secret.
+Every node is a process of its own, forked from this one, which has imported what a node consists of. Where root allows
+each lives in a network namespace of its own, all on one LAN; otherwise they share the loopback interface. They know
+nothing of each other but the secret.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +24,8 @@ from mesh.secrets import MeshSecret
 from node.testing import Daemon, MeshTestError
 from node.testing.files import free_ports, node_document, to_toml
 from node.testing.local import DaemonMesh
-from scripts.bench.daemons import children, cpu_s, pid_of, rss_mb
+from scripts.bench.daemons import children, cpu_s, pid_of, pss_mb
+from scripts.forked import ForkedDaemon
 from tests.system.lan import Lan, unavailable_because
 
 T = TypeVar("T")
@@ -56,7 +59,7 @@ class Fleet(DaemonMesh):
         for place, tier in enumerate(tiers):
             numbers[tier] += 1
             name = f"{tier}-{numbers[tier]}"
-            daemon = self.daemons[name] = Daemon(
+            daemon = self.daemons[name] = ForkedDaemon(
                 name=name,
                 directory=folder / name,
                 http_host="127.0.0.1",
@@ -64,8 +67,8 @@ class Fleet(DaemonMesh):
                 mesh_port=ports.pop() if ports else 7781,
             )
             if lan is not None:
-                daemon.prefix = lan.prefix(place)
-                daemon.connect = _connector(lan, place)
+                daemon.enter = partial(lan.enter, place)
+                daemon.connect = partial(lan.connect, place)
             daemon.directory.mkdir()
             document = node_document(
                 name=name,
@@ -138,13 +141,13 @@ class Fleet(DaemonMesh):
         return time.perf_counter() - started, done
 
     def weight_mb(self) -> Counter[str]:
-        """RSS by tier, workers apart."""
+        """RAM by tier, workers apart; what processes share is counted once (PSS)."""
         found: Counter[str] = Counter()
         for daemon in self.daemons.values():
             if daemon.is_running:
                 pid = pid_of(daemon)
-                found[daemon.name.partition("-")[0]] += round(rss_mb(pid))
-                found["workers"] += round(sum(rss_mb(child) for child in children(pid)))
+                found[daemon.name.partition("-")[0]] += round(pss_mb(pid))
+                found["workers"] += round(sum(pss_mb(child) for child in children(pid)))
         return found
 
     def leader_cost(self, seconds: float) -> tuple[float, float]:
@@ -163,10 +166,6 @@ class Fleet(DaemonMesh):
         lines = Path(f"/proc/{pid_of(daemon)}/net/dev").read_text().splitlines()
         fields = next(line.split() for line in lines if line.strip().startswith("lan0:"))
         return int(fields[1]) + int(fields[9])
-
-
-def _connector(lan: Lan, place: int) -> Any:
-    return lambda host, port: lan.connect(place, host, port)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,25 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from node.testing.harness import DEADLINE_S, Answer, MeshTestError
 
 STOP_DEADLINE_S = 10.0
+
+
+class Process(Protocol):
+    """Of a daemon: what is needed of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, number: int, /) -> None: ...
 
 
 @dataclass(slots=True)
@@ -31,7 +45,7 @@ class Daemon:
     program: tuple[str, ...] = ("-m", "node")
     environment: Mapping[str, str] = field(default_factory=dict)
     connect: Callable[[str, int], socket.socket] | None = None
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     _connection: http.client.HTTPConnection | None = None
 
     @property
@@ -54,14 +68,18 @@ class Daemon:
         if self.is_running:
             raise MeshTestError(f"{self.name} runs: kill it or stop it first")
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and files
-                [*self.prefix, sys.executable, *self.program, "--config", str(self.config_path)],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **self.environment},
-                process_group=0,
-            )
+            self.process = self._launch(log)
+
+    def _launch(self, log: BinaryIO) -> Process:
+        """In a process group of its own, so that Ctrl-C does not reach it."""
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and files
+            [*self.prefix, sys.executable, *self.program, "--config", str(self.config_path)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **self.environment},
+            process_group=0,
+        )
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -70,7 +88,7 @@ class Daemon:
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone. Its workers end by themselves."""
         if self.process is not None:
-            self.process.kill()
+            self.process.send_signal(signal.SIGKILL)
             self.process.wait()
         self._forget_connection()
 
@@ -78,7 +96,7 @@ class Daemon:
         """SIGTERM, as a service manager does; answers the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
-        self.process.terminate()
+        self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:

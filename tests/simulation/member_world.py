@@ -2,7 +2,10 @@
 replaced under the same faults. A removed node comes back under a new name, with an empty disk.
 """
 
+import random
 from collections.abc import Sequence
+
+from msgspec.structs import replace
 
 from consensus.engine import Role
 from consensus.membership import Change, ChangeKind, Configuration, Refusal, is_one_step
@@ -43,6 +46,10 @@ class MemberWorld(ReplicaWorld):
 
     def __init__(self, seed: int, nodes: int, *, fault_s: float = 12.0, heal_s: float = 120.0) -> None:
         super().__init__(seed, nodes + POOL_EXTRA, fault_s=fault_s, heal_s=heal_s)
+        pace = random.Random(f"pace of learners {seed}/{nodes}")
+        self.settings = replace(
+            self.settings, learner_gather_s=pace.choice([0.0, 0.02, 0.3]), learner_burst=pace.choice([0, 1, 16])
+        )
         self.founders = tuple(self.ids[:nodes])
         self.changes: dict[int, Change] = {}
         """Token -> what was asked."""

@@ -132,11 +132,11 @@ def commits_are_told_to_all(patch: Patch) -> None:
     real = Replica._tell_commit
 
     def tell(self: Replica) -> None:
-        told, index = self.engine.commit_told, self.engine.commit_index
+        flows, index = self.engine.flows, self.engine.commit_index
         if self.engine.is_leader and index > 1:
             for peer in self.engine.peers:
-                if self.engine.is_connected(peer) and told[peer] < index:
-                    told[peer] = index
+                if self.engine.is_connected(peer) and flows[peer].commit_told < index:
+                    flows[peer].commit_told = index
                     said = Commit(self.engine.term, index, self.journal.term_at(index))
                     self._outbox.insert(0, (peer, said))
         real(self)

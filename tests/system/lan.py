@@ -154,6 +154,13 @@ class Lan:
         tc(self._switch, "filter", "add", "dev", device, direction, "pref", str(preference),
            "bpf", "direct-action", "bytecode", program)  # fmt: skip
 
+    def enter(self, number: int) -> None:
+        """Moves the calling thread into this machine, for good."""
+        with Path(f"/run/netns/{self.names[number]}").open() as namespace:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), f"cannot enter the namespace {self.names[number]}")
+
     def connect(self, number: int, host: str, port: int) -> socket.socket:
         """A TCP connection made inside this machine."""
         return self.inside(number, lambda: socket.create_connection((host, port), timeout=10))
@@ -166,10 +173,7 @@ class Lan:
 
         def enter() -> None:
             try:
-                with Path(f"/run/netns/{self.names[number]}").open() as namespace:
-                    libc = ctypes.CDLL(None, use_errno=True)
-                    if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
-                        raise OSError(ctypes.get_errno(), "setns")
+                self.enter(number)
                 made.append(make())
             except OSError as error:
                 failed.append(error)
