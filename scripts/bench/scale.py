@@ -17,12 +17,18 @@ def measure(folder: Path, runs: int) -> list[Figure]:
     ready = Figure("100 nodes (3 Core, 7 Edge, 90 Leaf) from start to all registered", "s", "30")
     cpu = Figure("leader, 100 idle nodes", "% of a core", "8")
     traffic = Figure("leader, 100 idle nodes: in and out", "bytes/s", "")
+    alone = Figure(f"one node: waits of {WAIT_S} s, {SLOTS} slots", "% of what its slots could", "")
     gains = {
-        count: Figure(f"weak scaling, {count} nodes: waits of {WAIT_S} s, {SLOTS} slots a node", "% of linear", reach)
+        count: Figure(f"weak scaling, {count} nodes", "% of so many times one node", reach)
         for count, reach in ((3, ""), (10, ""), (30, "95"), (100, "90"))
     }
     noop = Figure("no-op branches through 3 Core, 2 Edge, 8 Leaf", "/s", "3,000")
     for run in range(runs):
+        with fleet(1, folder=folder / f"scale-{run}-1") as mesh:
+            mesh.launch()
+            time.sleep(SETTLE_S)
+            one = filled(mesh)
+            alone.values.append(one * 100)
         for count, gain in gains.items():
             edges = 0 if count == 3 else max(count // 15, 1)
             with fleet(3, edges, count - 3 - edges, folder=folder / f"scale-{run}-{count}") as mesh:
@@ -33,16 +39,16 @@ def measure(folder: Path, runs: int) -> list[Figure]:
                     cost, crossed = mesh.leader_cost(10.0)
                     cpu.values.append(cost)
                     traffic.values.append(crossed)
-                gain.values.append(linear(mesh) * 100)
+                gain.values.append(filled(mesh) / one * 100)
         with fleet(3, 2, 8, folder=folder / f"noop-{run}", slots=100) as mesh:
             mesh.launch()
             time.sleep(SETTLE_S)
             noop.values.append(rate(mesh, "echo", {}, 1000))
-    return [ready, cpu, traffic, *gains.values(), noop]
+    return [ready, cpu, traffic, alone, *gains.values(), noop]
 
 
-def linear(mesh: Fleet) -> float:
-    """What all slots together do, as a share of what they would if the mesh cost nothing."""
+def filled(mesh: Fleet) -> float:
+    """What all slots together do, as a share of what they could if nothing else took time."""
     slots = SLOTS * len(mesh.daemons)
     return rate(mesh, "wait", {"seconds": WAIT_S}, slots) / (slots / WAIT_S)
 
