@@ -1,5 +1,5 @@
 """What attempts have come to, until the mesh has answered: in memory while it is delivered, on the disk while it cannot
-be. Each is signed by this node, so whoever passes it on cannot change it.
+be. Every report is signed by this node, so whoever passes it on cannot change it.
 
 Rules:
 - an outcome leaves the outbox when it is answered, recorded or not; nothing else takes it out but a full disk.
@@ -25,11 +25,11 @@ from node.executor.work import AttemptKey
 from node.leaf import limits
 from node.uplinks import messages
 from node.uplinks.limits import OUTCOME_BYTES_PER_MESSAGE_MAX, OUTCOMES_PER_MESSAGE_MAX
-from node.uplinks.messages import SignedOutcome, Verdict
+from node.uplinks.messages import SignedOutcomes, Verdict
 from storage import codec
 from storage.errors import CodecError
 
-Report = Callable[[list[SignedOutcome]], Awaitable[list[Verdict]]]
+Report = Callable[[SignedOutcomes], Awaitable[list[Verdict]]]
 
 SUFFIX = ".results"
 LOOK_S = 0.25
@@ -45,7 +45,7 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Waiting:
-    signed: SignedOutcome
+    content: bytes
     since: float
 
 
@@ -55,7 +55,7 @@ class Outbox:
     def __init__(self, directory: Path, sign: Callable[[bytes], bytes], mesh_name: str) -> None:
         self._directory = directory
         self._sign = sign
-        self._context = messages.context(mesh_name)
+        self._mesh_name = mesh_name
         self._waiting: OrderedDict[AttemptKey, _Waiting] = OrderedDict()
         self._kept: deque[_Kept] = deque()
         self._number = 0
@@ -80,9 +80,7 @@ class Outbox:
     # --- in ---
 
     def add(self, outcome: Outcome) -> None:
-        content = codec.encode(outcome)
-        signed = SignedOutcome(content=content, proof=self._sign(self._context + content))
-        self._waiting[messages.key_of(outcome)] = _Waiting(signed, time.monotonic())
+        self._waiting[messages.key_of(outcome)] = _Waiting(codec.encode(outcome), time.monotonic())
         while len(self._waiting) > limits.OUTCOMES_WAITING_MAX:
             self._waiting.popitem(last=False)
             self._note_dropped(1, "memory")
@@ -123,7 +121,7 @@ class Outbox:
         if only_overdue and not self.is_cut_off and time.monotonic() - oldest < limits.KEEP_AFTER_S:
             return
         taken = dict(self._waiting)
-        content = codec.encode([waiting.signed for waiting in taken.values()])
+        content = codec.encode([self._signed(batch) for batch in _batches(taken.values())])
         self._number += 1
         path = self._directory / f"{self._number:012d}{SUFFIX}"
         data = codec.digest(content) + content
@@ -149,7 +147,7 @@ class Outbox:
             oldest = self._kept.popleft()
             total -= oldest.size_bytes
             dropped = await asyncio.to_thread(_read, oldest.path)
-            self._note_dropped(0 if dropped is None else len(dropped), "disk")
+            self._note_dropped(sum(len(signed.contents) for signed in dropped or ()), "disk")
             await asyncio.to_thread(_delete, oldest.path)
 
     def _note_dropped(self, count: int, where: str) -> None:
@@ -163,10 +161,10 @@ class Outbox:
         """What is on the disk. Raises what `report` raises; what was not answered stays."""
         while self._kept:
             kept = self._kept[0]
-            signed = await asyncio.to_thread(_read, kept.path)
-            for batch in _batches(signed or ()):
-                self._settle(batch, await report(batch))
-            if signed is not None:
+            found = await asyncio.to_thread(_read, kept.path)
+            for signed in found or ():
+                self._settle(signed.contents, await report(signed))
+            if found is not None:
                 await asyncio.to_thread(_delete, kept.path)
             if self._kept and self._kept[0] is kept:
                 self._kept.popleft()
@@ -175,19 +173,22 @@ class Outbox:
         """Until cancelled, or `report` raises."""
         while True:
             await self.deliver_kept(report)
-            batch = next(_batches([waiting.signed for waiting in self._waiting.values()]), None)
+            batch = next(_batches(self._waiting.values()), None)
             if batch is None:
                 self._idle.set()
                 self._woken.clear()
                 await self._woken.wait()
                 continue
-            self._settle(batch, await report(batch))
+            self._settle(batch, await report(self._signed(batch)))
 
-    def _settle(self, batch: list[SignedOutcome], verdicts: list[Verdict]) -> None:
+    def _signed(self, contents: list[bytes]) -> SignedOutcomes:
+        return SignedOutcomes(contents=contents, proof=self._sign(messages.signable(self._mesh_name, contents)))
+
+    def _settle(self, contents: list[bytes], verdicts: list[Verdict]) -> None:
         """What the mesh says nothing of it could not read."""
         results = {AttemptKey(*verdict.key): verdict.result for verdict in verdicts}
-        for signed in batch:
-            outcome = messages.outcome_of(signed.content)
+        for content in contents:
+            outcome = messages.outcome_of(content)
             key = None if outcome is None else messages.key_of(outcome)
             result = "unreadable" if key is None else results.get(key, "unreadable")
             if key is not None:
@@ -198,16 +199,16 @@ class Outbox:
                 log.info("result_not_recorded", session=session, branch=branch, attempt=attempt, reason=result)
 
 
-def _batches(signed: Iterable[SignedOutcome]) -> Iterator[list[SignedOutcome]]:
-    batch: list[SignedOutcome] = []
+def _batches(waiting: Iterable[_Waiting]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
     size_bytes = 0
-    for one in signed:
+    for one in waiting:
         if batch and (
             len(batch) >= OUTCOMES_PER_MESSAGE_MAX or size_bytes + len(one.content) > OUTCOME_BYTES_PER_MESSAGE_MAX
         ):
             yield batch
             batch, size_bytes = [], 0
-        batch.append(one)
+        batch.append(one.content)
         size_bytes += len(one.content)
     if batch:
         yield batch
@@ -221,7 +222,7 @@ def _delete(path: Path) -> None:
         log.warning("kept_results_not_deleted", file=str(path), reason=str(error))
 
 
-def _read(path: Path) -> list[SignedOutcome] | None:
+def _read(path: Path) -> list[SignedOutcomes] | None:
     """What is in a file; nothing if it is damaged. None: it could not be read now, and waits for the next start."""
     try:
         data = path.read_bytes()
@@ -232,7 +233,7 @@ def _read(path: Path) -> list[SignedOutcome] | None:
         content = data[codec.DIGEST_BYTES :]
         if codec.digest(content) != data[: codec.DIGEST_BYTES]:
             raise CodecError("malformed", "the digest does not match")
-        return codec.decode(content, list[SignedOutcome])
+        return codec.decode(content, list[SignedOutcomes])
     except CodecError as error:
         log.warning("kept_results_damaged", file=str(path), reason=str(error))
         return []

@@ -26,7 +26,7 @@ from node.leaf.outbox import Outbox
 from node.live import Sharing
 from node.uplinks import messages
 from node.uplinks.errors import UplinkError
-from node.uplinks.messages import Assigned, Attach, Attached, Register, Registered, SignedOutcome, Told, Verdict
+from node.uplinks.messages import Assigned, Attach, Attached, Register, Registered, SignedOutcomes, Told, Verdict
 from storage.errors import CodecError
 from storage.ids import NodeId
 
@@ -278,7 +278,7 @@ class Uplink:
     async def _work_with(self, parent: NodeId) -> None:
         """What a former start has left goes first: once this one is registered, it counts no more."""
 
-        async def report(signed: list[SignedOutcome]) -> list[Verdict]:
+        async def report(signed: SignedOutcomes) -> list[Verdict]:
             answer = await self._links.request(parent, messages.REPORT, messages.encode(signed), limits.REPORT_S)
             return messages.decode(answer, list[Verdict])
 

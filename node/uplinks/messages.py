@@ -93,10 +93,10 @@ class Assigned(Row, frozen=True, kw_only=True):
     is_last: bool = True
 
 
-class SignedOutcome(Row, frozen=True, kw_only=True):
-    """An encoded Outcome, with the proof of the node that made it."""
+class SignedOutcomes(Row, frozen=True, kw_only=True):
+    """Encoded Outcomes, with the proof of the node that made them: its signature over `signable`."""
 
-    content: bytes
+    contents: list[bytes]
     proof: bytes
 
 
@@ -132,9 +132,9 @@ def decode(data: bytes, kind: type[Value]) -> Value:
     return codec.decode(data, kind, PAYLOAD_BYTES_MAX)
 
 
-def context(mesh_name: str) -> bytes:
-    """What a signature covers besides the outcome, so that it proves nothing anywhere else."""
-    return b"meshnode outcome/1 " + mesh_name.encode() + b"\0"
+def signable(mesh_name: str, contents: list[bytes]) -> bytes:
+    """The outcomes, and where they belong: so that a signature proves nothing anywhere else."""
+    return b"meshnode outcomes/1 " + mesh_name.encode() + b"\0" + codec.encode(contents)
 
 
 def outcome_of(content: bytes) -> Outcome | None:

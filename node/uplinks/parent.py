@@ -3,8 +3,8 @@
 Rules:
 - what is assigned to a Leaf is pushed to it from applied events, so it is durable before it starts; and again from the
   leases whenever it registers, so nothing that was lost on the way matters.
-- outcomes are recorded by this node's reporter and answered when the state machine has answered. They carry the proof
-  of the Leaf that made them; a Leaf delivers what a former start of it left before it registers.
+- outcomes are recorded by this node's reporter and answered when the state machine has answered. Each report carries
+  the proof of the Leaf that made it; a Leaf delivers what a former start of it left before it registers.
 - a Leaf whose uplink is gone is said to be dead by its parent alone, and only as long as it is registered here.
 - a parent that takes no Leaf any more (it drains, or its disk takes nothing) sends those that it has to others, and
   keeps who cannot go.
@@ -47,7 +47,7 @@ from node.uplinks.limits import (
     UPLINKS_MAX,
 )
 from node.uplinks.line import Line
-from node.uplinks.messages import Attach, Attached, Register, Registered, SignedOutcome, Told, Verdict
+from node.uplinks.messages import Attach, Attached, Register, Registered, SignedOutcomes, Told, Verdict
 from node.work import Assignments, Consensus, Reporter
 from storage.errors import StorageError
 from storage.ids import InstanceId, NodeId
@@ -238,16 +238,16 @@ class Parent:
 
     async def _report(self, peer: NodeId, payload: bytes) -> bytes:
         self._attached(peer)
-        signed = messages.decode(payload, list[SignedOutcome])[:OUTCOMES_PER_MESSAGE_MAX]
-        context = messages.context(self._facts.mesh_name)
+        signed = messages.decode(payload, SignedOutcomes)
+        is_its_own = is_proven(peer, signed.proof, messages.signable(self._facts.mesh_name, signed.contents))
         verdicts: list[Verdict] = []
         outcomes: list[tuple[Outcome, int]] = []
-        for one in signed:
-            outcome = messages.outcome_of(one.content)
+        for content in signed.contents[:OUTCOMES_PER_MESSAGE_MAX]:
+            outcome = messages.outcome_of(content)
             if outcome is None:  # of another version, kept on the disk: it must not keep the Leaf from registering
-                log.warning("outcome_not_read", leaf=peer, size_bytes=len(one.content))
-            elif outcome.node_id == peer and is_proven(peer, one.proof, context + one.content):
-                outcomes.append((outcome, len(one.content)))
+                log.warning("outcome_not_read", leaf=peer, size_bytes=len(content))
+            elif is_its_own and outcome.node_id == peer:
+                outcomes.append((outcome, len(content)))
             else:
                 log.warning("outcome_not_proven", leaf=peer, session=outcome.session_id, branch=outcome.branch_index)
                 verdicts.append(Verdict(key=messages.key_of(outcome), result="refused"))

@@ -22,7 +22,7 @@ from node.uplinks.messages import (
     HttpPart,
     Register,
     Registered,
-    SignedOutcome,
+    SignedOutcomes,
     Told,
     Verdict,
 )
@@ -30,7 +30,7 @@ from storage.errors import CodecError
 from storage.ids import NodeId
 
 KINDS: list[Any] = [
-    Attach, Attached, Told, Register, Registered, list[Assigned], list[SignedOutcome], list[Verdict], HttpOpen,
+    Attach, Attached, Told, Register, Registered, list[Assigned], SignedOutcomes, list[Verdict], HttpOpen,
     HttpPart, Alternative, list[AttemptKey], list[str], dict[str, int],
 ]  # fmt: skip
 

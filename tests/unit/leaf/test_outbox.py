@@ -15,7 +15,7 @@ from node.leaf import limits
 from node.leaf.outbox import Outbox
 from node.uplinks import messages
 from node.uplinks.limits import OUTCOME_BYTES_PER_MESSAGE_MAX
-from node.uplinks.messages import SignedOutcome, Verdict
+from node.uplinks.messages import SignedOutcomes, Verdict
 from storage import codec
 from storage.ids import SessionId
 
@@ -36,8 +36,8 @@ def outbox(folder: Path) -> Outbox:
     return found
 
 
-def indexes(signed: list[SignedOutcome]) -> list[int]:
-    return [one.branch_index for item in signed if (one := messages.outcome_of(item.content)) is not None]
+def indexes(signed: SignedOutcomes) -> list[int]:
+    return [one.branch_index for item in signed.contents if (one := messages.outcome_of(item)) is not None]
 
 
 class Mesh:
@@ -46,15 +46,15 @@ class Mesh:
     def __init__(self, fails: int = 0) -> None:
         self.fails = fails
         self.got: list[int] = []
-        self.signed: list[SignedOutcome] = []
+        self.signed: list[SignedOutcomes] = []
 
-    async def report(self, signed: list[SignedOutcome]) -> list[Verdict]:
+    async def report(self, signed: SignedOutcomes) -> list[Verdict]:
         if self.fails:
             self.fails -= 1
             raise PeerUnavailable("link_lost", "gone")
         self.got += indexes(signed)
-        self.signed += signed
-        found = [messages.outcome_of(one.content) for one in signed]
+        self.signed.append(signed)
+        found = [messages.outcome_of(content) for content in signed.contents]
         return [Verdict(key=messages.key_of(one), result="recorded") for one in found if one is not None]
 
 
@@ -91,17 +91,24 @@ def test_what_is_cut_off_is_on_the_disk_and_survives_a_restart(tmp_path: Path) -
     run(test)
 
 
-def test_every_result_is_proven_and_only_for_its_mesh(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_every_report_is_proven_and_only_for_its_mesh(tmp_path: Path, is_kept: bool) -> None:
     async def test() -> None:
         box, mesh = outbox(tmp_path), Mesh()
         box.add(outcome(0))
+        box.add(outcome(1))
+        if is_kept:
+            await box.keep()
         await delivered(box, mesh)
-        signed = mesh.signed[0]
-        assert is_proven(IDENTITY.node_id, signed.proof, messages.context("home") + signed.content)
-        assert not is_proven(IDENTITY.node_id, signed.proof, messages.context("other") + signed.content)
-        assert not is_proven(Identity.generate().node_id, signed.proof, messages.context("home") + signed.content)
+        (signed,) = mesh.signed
+        made = messages.signable("home", signed.contents)
+        assert is_proven(IDENTITY.node_id, signed.proof, made)
+        assert not is_proven(IDENTITY.node_id, signed.proof, messages.signable("other", signed.contents))
+        assert not is_proven(IDENTITY.node_id, signed.proof, messages.signable("home", signed.contents[:1]))
+        assert not is_proven(IDENTITY.node_id, signed.proof, messages.signable("home", signed.contents[::-1]))
+        assert not is_proven(Identity.generate().node_id, signed.proof, made)
         for proof in (b"", b"x" * 32, signed.proof[:-1], b"x" * 96):
-            assert not is_proven(IDENTITY.node_id, proof, messages.context("home") + signed.content)
+            assert not is_proven(IDENTITY.node_id, proof, made)
 
     run(test)
 
@@ -183,8 +190,8 @@ def test_large_results_go_in_several_reports(tmp_path: Path) -> None:
         box = outbox(tmp_path)
         sizes: list[int] = []
 
-        async def report(signed: list[SignedOutcome]) -> list[Verdict]:
-            sizes.append(sum(len(one.content) for one in signed))
+        async def report(signed: SignedOutcomes) -> list[Verdict]:
+            sizes.append(sum(map(len, signed.contents)))
             return await Mesh().report(signed)
 
         for index in range(6):
@@ -200,7 +207,7 @@ def test_large_results_go_in_several_reports(tmp_path: Path) -> None:
 def test_results_of_another_version_are_given_up_and_hold_up_nobody(tmp_path: Path) -> None:
     async def test() -> None:
         box, mesh = outbox(tmp_path), Mesh()
-        strange = [SignedOutcome(content=b"strange", proof=b"")]
+        strange = [SignedOutcomes(contents=[b"strange"], proof=b"")]
         content = codec.encode(strange)
         (tmp_path / "results" / f"{1:012d}.results").write_bytes(codec.digest(content) + content)
         box = outbox(tmp_path)
@@ -215,7 +222,7 @@ def test_what_the_mesh_cannot_read_is_not_said_for_ever(tmp_path: Path) -> None:
     async def test() -> None:
         box = outbox(tmp_path)
 
-        async def report(signed: list[SignedOutcome]) -> list[Verdict]:
+        async def report(signed: SignedOutcomes) -> list[Verdict]:
             return []
 
         box.add(outcome(0))

@@ -26,7 +26,7 @@ from node.uplinks.messages import (
     Attached,
     Register,
     Registered,
-    SignedOutcome,
+    SignedOutcomes,
     Verdict,
 )
 from node.uplinks.parent import Parent
@@ -112,10 +112,8 @@ class House:
         return messages.decode(await self.ask(messages.REGISTER, offer), Registered)
 
     async def report(self, *outcomes: Outcome, by: Identity = LEAF, mesh: str = "home") -> list[str]:
-        signed = [
-            SignedOutcome(content=content, proof=by.sign(messages.context(mesh) + content))
-            for content in (messages.encode(outcome) for outcome in outcomes)
-        ]
+        contents = [messages.encode(outcome) for outcome in outcomes]
+        signed = SignedOutcomes(contents=contents, proof=by.sign(messages.signable(mesh, contents)))
         return [one.result for one in messages.decode(await self.ask(messages.REPORT, signed), list[Verdict])]
 
     def member(self) -> Member:
@@ -367,11 +365,8 @@ def test_an_outcome_that_cannot_be_read_does_not_hold_up_the_others() -> None:
         await house.register()
         house.submit()
         house.assign()
-        content = messages.encode(outcome())
-        signed = [
-            SignedOutcome(content=b"of another version", proof=b""),
-            SignedOutcome(content=content, proof=LEAF.sign(messages.context("home") + content)),
-        ]
+        contents = [b"of another version", messages.encode(outcome())]
+        signed = SignedOutcomes(contents=contents, proof=LEAF.sign(messages.signable("home", contents)))
         verdicts = messages.decode(await house.ask(messages.REPORT, signed), list[Verdict])
         assert [(one.key, one.result) for one in verdicts] == [(AttemptKey(SESSION, 0, 1), "recorded")]
 
