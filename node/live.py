@@ -84,13 +84,11 @@ class LiveBoard:
         except CodecError:
             self.refused += 1
             return
-        parents: dict[NodeId, NodeId | None] = {}
         is_of_own_leaf = self.parent_of(peer) == self._node_id
+        others = {update.node_id for update in updates} - {peer}
+        leaves = {node_id for node_id in others if self.parent_of(node_id) == peer}
         for update in updates[:UPDATES_PER_NOTICE_MAX]:
-            if update.node_id not in parents:
-                parents[update.node_id] = self.parent_of(update.node_id)
-            is_passed_on = update.node_id != peer and parents[update.node_id] == peer
-            is_believed = self._merge(update.node_id if is_passed_on else peer, update)
+            is_believed = self._merge(update.node_id if update.node_id in leaves else peer, update)
             if is_believed and is_of_own_leaf:
                 self._sharing.add(update)
 

@@ -99,6 +99,15 @@ class Harness(ABC):
     @abstractmethod
     def resume(self, name: str) -> None: ...
 
+    @property
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds, virtual or real; only differences mean something."""
+
+    @abstractmethod
+    def run_for(self, seconds: float) -> None:
+        """Lets time pass. Wait for a condition instead wherever there is one."""
+
     @abstractmethod
     def wait(self, what: str, condition: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
         """Asks until the condition answers something true, which is returned. MeshTestError with the last words of the
@@ -247,15 +256,6 @@ class MeshUnderTest(Harness):
         """Starts all nodes and waits until they serve; answers the leader's name. `rituals`: functions that every node
         offers under their names. `cpu_s`: how long a CPU ritual takes on the virtual clock, by name; processes take
         what they take. `settings` are merged into every configuration, section by section."""
-
-    @property
-    @abstractmethod
-    def now(self) -> float:
-        """Seconds, virtual or real; only differences mean something."""
-
-    @abstractmethod
-    def run_for(self, seconds: float) -> None:
-        """Lets time pass. Wait for a condition instead wherever there is one."""
 
     @abstractmethod
     def cut(self, source: str, target: str) -> None:

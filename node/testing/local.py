@@ -54,6 +54,13 @@ class DaemonMesh(Harness):
     def restart(self, name: str) -> None:
         self[name].start()
 
+    @property
+    def now(self) -> float:
+        return time.monotonic()
+
+    def run_for(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def wait(self, what: str, condition: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
         ends_at = time.monotonic() + deadline_s
         while True:

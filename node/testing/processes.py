@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -38,13 +37,6 @@ class ProcessMesh(DaemonMesh, MeshUnderTest):
         self._folder = directory or Path(tempfile.mkdtemp(prefix="meshnode-"))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._relay: Relay | None = None
-
-    @property
-    def now(self) -> float:
-        return time.monotonic()
-
-    def run_for(self, seconds: float) -> None:
-        time.sleep(seconds)
 
     def start(
         self,

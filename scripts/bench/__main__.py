@@ -34,9 +34,10 @@ BENCHMARKS: dict[str, Callable[[Path, int], list[report.Figure]]] = {
     "large": large.measure,
     "pinned": pinned.measure,
     "scale": scale.measure,
+    "scale-virtual": scale.measure_virtual,
     "discovery": discovery.measure,
 }
-LONG = {"pinned", "scale"}
+LONG = {"pinned", "scale", "scale-virtual"}
 """Minutes: only if named."""
 
 

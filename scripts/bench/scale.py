@@ -3,8 +3,10 @@
 import time
 from pathlib import Path
 
+from node.testing import VirtualMesh
+from node.testing.harness import Harness
 from scripts.bench.report import Figure
-from scripts.fleet import SLOTS, WAIT_S, Fleet, fleet
+from scripts.fleet import SLOTS, WAIT_S, fleet
 
 ROUNDS = 24
 """Branches for each slot: the first and the last, when not all slots are busy, are a small part of it."""
@@ -47,13 +49,31 @@ def measure(folder: Path, runs: int) -> list[Figure]:
     return [ready, cpu, traffic, alone, *gains.values(), noop]
 
 
-def filled(mesh: Fleet) -> float:
+def measure_virtual(folder: Path, runs: int) -> list[Figure]:
+    """Once: every run is the same."""
+    figures = []
+    alone = 0.0
+    for cores, edges, leaves in ((1, 0, 0), (3, 2, 25), (3, 7, 90)):
+        count = cores + edges + leaves
+        what = "% of so many times one node" if alone else "% of what its slots could"
+        figure = Figure(f"virtual clock, {count} nodes: waits of {WAIT_S} s, {SLOTS} slots a node", what, "")
+        with VirtualMesh() as mesh:
+            mesh.start(cores, edges, leaves, settings={"execution": {"slots": 1, "async_slots": SLOTS}})
+            mesh.run_for(SETTLE_S)
+            share = filled(mesh)
+        figure.values.append(share / (alone or 1.0) * 100)
+        alone = alone or share
+        figures.append(figure)
+    return figures
+
+
+def filled(mesh: Harness) -> float:
     """What all slots together do, as a share of what they could if nothing else took time."""
-    slots = SLOTS * len(mesh.daemons)
+    slots = SLOTS * len(mesh.nodes())
     return rate(mesh, "wait", {"seconds": WAIT_S}, slots) / (slots / WAIT_S)
 
 
-def rate(mesh: Fleet, ritual: str, parameters: dict[str, object], branches: int) -> float:
+def rate(mesh: Harness, ritual: str, parameters: dict[str, object], branches: int) -> float:
     """Branches a second through sessions of so many, all submitted at once; the first one warms up."""
     each = [{"task": str(number), "parameters": parameters} for number in range(branches)]
 
@@ -61,7 +81,7 @@ def rate(mesh: Fleet, ritual: str, parameters: dict[str, object], branches: int)
         return str(mesh.submit(thought="scale", ritual=ritual, branches=each)["id"])
 
     mesh.wait_session(submit(), 120)
-    started = time.perf_counter()
+    started = mesh.now
     for session in [submit() for _ in range(ROUNDS)]:
         mesh.wait_session(session, 240)
-    return ROUNDS * branches / (time.perf_counter() - started)
+    return ROUNDS * branches / (mesh.now - started)
