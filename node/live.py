@@ -80,14 +80,14 @@ class LiveBoard:
         """A notice of another node. What cannot be read or is not its to tell is counted in `refused`. That of a Leaf
         is passed on by its parent."""
         try:
-            updates = codec.decode(payload, list[LiveUpdate], NOTICE_BYTES_MAX * 4)
+            updates = codec.decode(payload, list[LiveUpdate], NOTICE_BYTES_MAX * 4)[:UPDATES_PER_NOTICE_MAX]
         except CodecError:
             self.refused += 1
             return
         is_of_own_leaf = self.parent_of(peer) == self._node_id
         others = {update.node_id for update in updates} - {peer}
         leaves = {node_id for node_id in others if self.parent_of(node_id) == peer}
-        for update in updates[:UPDATES_PER_NOTICE_MAX]:
+        for update in updates:
             is_believed = self._merge(update.node_id if update.node_id in leaves else peer, update)
             if is_believed and is_of_own_leaf:
                 self._sharing.add(update)
