@@ -20,7 +20,7 @@ STOCK_MS = 1_000
 """Work that a slot is given ahead: the turnaround of a mesh of a hundred nodes under full load."""
 
 BRANCHES_MAX = 16
-"""Given ahead to a node with fewer slots than that; to others one for each slot."""
+"""Given ahead to a node with fewer slots than that, as many for each slot; to others one for each."""
 
 
 def average_ms(session: Session | None) -> float | None:
@@ -36,5 +36,7 @@ def is_apt(entry: QueueEntry) -> bool:
 
 
 def allowance(slots: int, average: float) -> int:
-    """Branches of this duration beyond so many slots."""
-    return min(max(slots, BRANCHES_MAX), int(slots * STOCK_MS / max(average, 1.0)))
+    """Branches of this duration (ms) beyond so many slots. The same for each slot: at the end of a queue a node whose
+    slots have two each would work as long again as one whose slots have one."""
+    for_each = min(int(STOCK_MS / max(average, 1.0)), BRANCHES_MAX // max(slots, 1))
+    return slots * max(1, for_each)

@@ -21,7 +21,7 @@ def short(*sessions: SessionId, average: float = 500.0) -> Callable[[SessionId],
 def test_short_branches_wait_on_a_node_for_its_next_slot() -> None:
     members, begun = [member("a", async_slots=20), member("b", async_slots=10)], [lease(200, "a", "async")]
     world = view(members, BRANCHES, begun, average_ms=short(SESSION))
-    assert sorted(placed(world).values()) == ["a"] * 39 + ["b"] * 26
+    assert sorted(placed(world).values()) == ["a"] * 39 + ["b"] * 20
 
 
 def test_of_unknown_and_of_long_branches_nothing_is_given_ahead() -> None:
@@ -34,6 +34,13 @@ def test_the_stock_is_a_second_of_work() -> None:
     assert len(placed(world)) == 7
     assert ahead.allowance(1, 0.0) == ahead.BRANCHES_MAX
     assert ahead.allowance(100, 1.0) == 100
+
+
+@pytest.mark.parametrize(
+    ("slots", "average", "stock"), [(10, 500.0, 10), (10, 700.0, 10), (4, 400.0, 8), (1, 300.0, 3)]
+)
+def test_every_slot_is_given_the_same(slots: int, average: float, stock: int) -> None:
+    assert ahead.allowance(slots, average) == stock
 
 
 def test_slots_are_filled_before_anything_waits() -> None:
