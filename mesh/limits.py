@@ -67,6 +67,10 @@ BACKOFF_MAX_S = 5.0
 BACKOFF_REFUSED_S = 60.0
 """Waits between dials, each jittered down to half. A refusal does not change by itself: once a minute is enough."""
 
+HEARD_LASTS_S = 200.0
+"""A node that only strangers speak of, and that never answered, is dialled no more so long after it was heard last:
+three times as long as it takes until it is heard again (`discovery/lan.py`)."""
+
 DIAL_DEFERENCE_S = 0.1
 """The node with the higher id lets the other dial first, so that crossing dials, though harmless, are rare."""
 

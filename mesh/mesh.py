@@ -19,9 +19,8 @@ from mesh.errors import MeshError
 from mesh.founder import Founder, Founding, FoundingStore
 from mesh.handshake import PROTOCOL_MAX, PROTOCOL_MIN, STREAMS, Hello, Refuse, encode, judge_mesh, read_hello
 from mesh.identity import Identity
-from mesh.limits import PEERS_KNOWN_MAX
 from mesh.linked import Linked
-from mesh.links.book import join_address, split_address
+from mesh.links.book import Standing, join_address, split_address
 from mesh.links.frames import Kind
 from mesh.links.link import Link, Server
 from mesh.links.listener import Listener
@@ -194,8 +193,8 @@ class Mesh(Linked):
         self._manager.dialler.add_seed(address)
 
     def add_hint(self, source: str, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool:
-        """Somebody may be at these addresses. True if that was news."""
-        return self._manager.learn(node_id, addresses, name)
+        """Somebody on the LAN says that a node is at these addresses. True if that was news."""
+        return self._manager.learn(node_id, addresses, name, Standing.HEARD)
 
     def note_diary(self, source: str, event: str, detail: str, interface: str = "") -> None:
         self._diary.note(time.time_ns() // 1_000_000, source, event, detail, interface)
@@ -342,7 +341,7 @@ class Mesh(Linked):
         book = self._manager.book
         if book.version != self._book_saved:
             version = book.version
-            await asyncio.to_thread(save_peers, self.settings.data_dir, book.peers()[:PEERS_KNOWN_MAX])
+            await asyncio.to_thread(save_peers, self.settings.data_dir, book.lasting())
             self._book_saved = version
 
     async def _discover(self) -> None:

@@ -7,6 +7,10 @@ the cheaper, the likelier (`choose`); what chance leaves uneven is evened out la
 
 Asking. Those told by the last parent first, as it knows who is alive; then all others in random order; whoever has
 refused or not answered is left alone for a while that doubles.
+
+Hints. Anybody on the LAN can make up as many candidates as he likes, so only those that answered, were told of or
+remembered, and the seeds, last; every hint is taken in the place of another one, and among those asked at the same time
+there are some of either kind.
 """
 
 import math
@@ -99,6 +103,8 @@ def choose(samples: Iterable[Sample], rng: Dice) -> Sample | None:
 class _Candidate:
     addresses: tuple[str, ...]
     is_told: bool = False
+    is_lasting: bool = True
+    """Better founded than what strangers say."""
     failures: int = 0
     retry_at: float = field(default=float("-inf"))
 
@@ -113,16 +119,22 @@ class Candidates:
     def __len__(self) -> int:
         return len(self._known)
 
-    def hint(self, node_id: NodeId, addresses: tuple[str, ...]) -> bool:
-        """Of discovery or memory. True if it was news, and then it is tried at once."""
-        found = self._known.get(node_id)
-        if found is not None and set(addresses) <= set(found.addresses):
+    def hint(self, node_id: NodeId, addresses: tuple[str, ...], rng: Dice) -> bool:
+        """Of discovery. True if it was news, and then it is tried at once."""
+        found = self._known.get(node_id) or _Candidate((), is_lasting=False)
+        both = found.addresses + addresses if found.is_lasting else addresses + found.addresses
+        kept = tuple(dict.fromkeys(both))[:ADDRESSES_PER_PEER_MAX]
+        if set(kept) == set(found.addresses):
             return False
-        if found is None and len(self._known) >= PARENTS_KNOWN_MAX:
+        if node_id not in self._known and len(self._known) >= PARENTS_KNOWN_MAX and not self._forget_heard(rng):
             return False
-        kept = dict.fromkeys((*addresses, *(() if found is None else found.addresses)))
-        self._known[node_id] = _Candidate(tuple(kept)[:ADDRESSES_PER_PEER_MAX])
+        self._known[node_id] = _Candidate(kept, is_told=found.is_told, is_lasting=found.is_lasting)
         return True
+
+    def recall(self, node_id: NodeId, addresses: tuple[str, ...]) -> None:
+        """A parent of last time."""
+        if node_id not in self._known and len(self._known) < PARENTS_KNOWN_MAX:
+            self._known[node_id] = _Candidate(addresses[:ADDRESSES_PER_PEER_MAX])
 
     def told(self, alternatives: Iterable[Alternative]) -> None:
         """By the parent, which knows better than hints: they go first, and nobody else does."""
@@ -145,7 +157,7 @@ class Candidates:
     def answered(self, key: str) -> None:
         candidate = self._known.get(key)
         if candidate is not None:
-            candidate.failures, candidate.retry_at = 0, float("-inf")
+            candidate.failures, candidate.retry_at, candidate.is_lasting = 0, float("-inf"), True
 
     def hurry(self) -> None:
         """A parent was lost: what is known of the others may be long past."""
@@ -157,7 +169,12 @@ class Candidates:
         due = [(key, candidate) for key, candidate in self._known.items() if candidate.retry_at <= now]
         rng.shuffle(due)
         due.sort(key=lambda item: (item[1].failures, not item[1].is_told))
-        return [(key, candidate.addresses) for key, candidate in due[:PARENTS_PROBED_AT_ONCE]]
+        lasting = [item for item in due if item[1].is_lasting]
+        heard = [item for item in due if not item[1].is_lasting]
+        share = max(PARENTS_PROBED_AT_ONCE - 1, PARENTS_PROBED_AT_ONCE - len(heard))
+        asked = [*lasting[:share], *heard][:PARENTS_PROBED_AT_ONCE]
+        rng.shuffle(asked)  # who asks one only takes the first
+        return [(key, candidate.addresses) for key, candidate in asked]
 
     def due_at(self) -> float | None:
         """When somebody may be asked again; None if nobody is known."""
@@ -165,13 +182,21 @@ class Candidates:
 
     def known(self) -> dict[str, tuple[str, ...]]:
         """Node id -> addresses, to be remembered; seeds are in the configuration."""
-        return {key: one.addresses for key, one in self._known.items() if key not in self._seeds}
+        return {key: one.addresses for key, one in self._known.items() if one.is_lasting and key not in self._seeds}
+
+    def _forget_heard(self, rng: Dice) -> bool:
+        """False if all are lasting."""
+        heard = [key for key, one in self._known.items() if not one.is_lasting]
+        rng.shuffle(heard)  # otherwise a flood could be timed to push out a certain one before it is asked
+        if heard:
+            del self._known[max(heard, key=lambda key: self._known[key].failures)]
+        return bool(heard)
 
     def _forget_one(self) -> bool:
         """False if there are seeds only: those stay."""
         others = [key for key in self._known if key not in self._seeds]
         if others:
-            del self._known[max(others, key=lambda key: self._known[key].failures)]
+            del self._known[max(others, key=lambda key: (not self._known[key].is_lasting, self._known[key].failures))]
         return bool(others)
 
 

@@ -8,6 +8,7 @@ left out (`cooperating_responders`): a node is seen in milliseconds instead of 1
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -27,6 +28,7 @@ SERVICE_TYPE = "_meshnode._tcp.local."
 TXT_VERSION = "1"
 
 _RESCAN_S = 5.0  # how soon a new address or cable is noticed; one ifaddr call, 0.3 ms
+_REPEAT_S = 60.0  # the browser speaks of a node once; hints end (`mesh.limits.HEARD_LASTS_S`) or lose their place
 _RESOLVE_MS = 3000
 _RESOLVING_MAX = 32
 
@@ -40,6 +42,7 @@ class LanUser(Protocol):
 
     @property
     def port(self) -> int: ...
+    def is_up(self, peer: NodeId) -> bool: ...
     def add_hint(self, source: str, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool: ...
     def note_diary(self, source: str, event: str, detail: str, interface: str = "") -> None: ...
 
@@ -65,6 +68,8 @@ class LanDiscovery:
 
     async def run(self) -> None:
         """Until cancelled: keep the announcement in step with the machine's addresses. What fails is tried again."""
+        loop = asyncio.get_running_loop()
+        repeat_at = loop.time() + _REPEAT_S
         try:
             while True:
                 try:
@@ -77,6 +82,9 @@ class LanDiscovery:
                     reason = str(error) or type(error).__name__
                     self._note("failed", f"{reason}: discovery needs UDP port 5353; seeds work without it")
                     self._warn("zeroconf_failed", reason)
+                if loop.time() >= repeat_at:
+                    repeat_at = loop.time() + _REPEAT_S
+                    self._repeat()
                 await asyncio.sleep(_RESCAN_S)
         finally:
             await asyncio.shield(self._close())
@@ -146,19 +154,30 @@ class LanDiscovery:
         )
 
     def _heard(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
-        if name.removesuffix(f".{SERVICE_TYPE}") == self._user.node_id:
+        if _node_id_of(name) == self._user.node_id:
             return
         if state_change is ServiceStateChange.Removed:
-            self._note("left", name.removesuffix(f".{SERVICE_TYPE}"))
+            self._note("left", _node_id_of(name))
             return
         if name in self._resolving or len(self._resolving) >= _RESOLVING_MAX:
-            return  # heard again within the minute
+            return  # repeated within the minute
         info = AsyncServiceInfo(service_type, name)
         if info.load_from_cache(zeroconf):  # the announcement carried everything: no question needed
             self._take(info)
             return
         self._resolving.add(name)
         self._tasks.spawn(self._resolve(zeroconf, info, name), "mesh resolve")
+
+    def _repeat(self) -> None:
+        """Hear once more of those who are announced still and not linked: all of them, or as many as anybody keeps."""
+        if self._zeroconf is None:
+            return
+        zeroconf = self._zeroconf.zeroconf
+        records = zeroconf.cache.async_entries_with_name(SERVICE_TYPE)
+        announced = [name for record in records if (name := getattr(record, "alias", ""))]
+        names = [name for name in announced if not self._user.is_up(_node_id_of(name))]
+        for name in random.sample(names, min(len(names), PEERS_KNOWN_MAX)):
+            self._heard(zeroconf, SERVICE_TYPE, name, ServiceStateChange.Updated)
 
     async def _resolve(self, zeroconf: Zeroconf, info: AsyncServiceInfo, name: str) -> None:
         try:
@@ -204,6 +223,11 @@ class LanDiscovery:
                 if goodbye is not None:
                     zeroconf.zeroconf.async_send(goodbye)
             await zeroconf.async_close()
+
+
+def _node_id_of(name: str) -> NodeId:
+    """Whom an honest announcement of this name is of."""
+    return NodeId(name.removesuffix(f".{SERVICE_TYPE}"))
 
 
 async def _wait_for(sent: object) -> None:

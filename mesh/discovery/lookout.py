@@ -30,6 +30,9 @@ class _Teller:
         self._tell(found=node_id, addresses=addresses)
         return True
 
+    def is_up(self, peer: NodeId) -> bool:
+        return False
+
     def note_diary(self, source: str, event: str, detail: str, interface: str = "") -> None:
         """Nobody reads it here."""
 

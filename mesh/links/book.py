@@ -1,9 +1,15 @@
 """Where peers may be reached: bounded, newest address first. Pure.
 
-Addresses are hints; only a handshake tells who is there.
+Addresses are hints; only a handshake tells who is there. Anybody on the LAN can make up as many peers as he likes, so
+a newcomer takes the place of one that is no better founded, and of nobody who is linked. Which of those is drawn: if
+the newcomer were left out, a flood that came first would keep all others out for ever; if the oldest had to go, a
+stranger could push each peer out just after it was heard. Drawn, a peer outlasts as many names as the book has
+places with a chance of one in three, whoever sends them, and one dial is all that it needs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
+from typing import Protocol
 
 import msgspec
 
@@ -52,39 +58,79 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class Standing(IntEnum):
+    """How well founded it is that a peer exists."""
+
+    HEARD = 0
+    """Anybody on the LAN may have said so."""
+    TOLD = 1
+    """By a linked peer, or remembered from last time."""
+    PROVEN = 2
+    """A handshake succeeded."""
+
+
+class Dice(Protocol):
+    """Of a `random.Random`."""
+
+    def choice(self, seq: Sequence[NodeId], /) -> NodeId: ...
+
+
 class AddressBook:
     """Addresses by node id."""
 
-    def __init__(self, own: NodeId) -> None:
+    def __init__(
+        self,
+        own: NodeId,
+        is_linked: Callable[[NodeId], bool],
+        on_forgotten: Callable[[NodeId], None],
+        rng: Dice,
+    ) -> None:
         self._own = own
+        self._is_linked = is_linked
+        self._on_forgotten = on_forgotten
+        self._rng = rng
         self._addresses: dict[NodeId, tuple[str, ...]] = {}
+        self._standing: dict[NodeId, Standing] = {}
+        """In the order of the last proof."""
         self.names: dict[NodeId, str] = {}
         self.version = 0
-        """Grows with every change."""
+        """Grows with every change of what `lasting` gives."""
 
-    def note(self, node_id: NodeId, addresses: Iterable[str], name: str = "", *, is_proven: bool = False) -> bool:
-        """Learn addresses; True if any is new. Proven ones (a link came up) go first, hints after what is known.
-
-        A full book forgets nobody for a hint: it ignores the newcomer, unless proven.
-        """
-        if node_id == self._own:
-            return False
-        if node_id not in self._addresses and len(self._addresses) >= PEERS_KNOWN_MAX:
-            if not is_proven:
-                return False
-            self.forget(next(iter(self._addresses)))
-        known = self._addresses.get(node_id, ())
+    def note(
+        self, node_id: NodeId, addresses: Iterable[str], name: str = "", standing: Standing = Standing.HEARD
+    ) -> bool:
+        """Learn addresses; True if any is new. Proven ones (a link came up) go first, hints after what is known."""
+        is_proven = standing is Standing.PROVEN
         valid = tuple(address for address in addresses if _is_valid(address))
+        is_newcomer = node_id not in self._addresses
+        if node_id == self._own or (is_newcomer and not valid and standing is Standing.HEARD):
+            return False
+        if is_newcomer and len(self._addresses) >= PEERS_KNOWN_MAX and not self._make_room(standing):
+            return False
+        known = self._addresses.get(node_id, ())
         merged = dict.fromkeys(valid + known if is_proven else known + valid)
         kept = tuple(merged)[:ADDRESSES_PER_PEER_MAX]
-        is_new = bool(set(kept) - set(known)) or node_id not in self._addresses
-        if kept != known or node_id not in self._addresses:
-            self._addresses[node_id] = kept
-            self.version += 1
-        if name and self.names.get(node_id) != name:
+        before = (known, self.names.get(node_id), self._standing.get(node_id))
+        self._addresses[node_id] = kept
+        if name:
             self.names[node_id] = name
+        best = max(standing, self._standing.get(node_id, standing))
+        if is_proven:
+            self._standing.pop(node_id, None)
+        self._standing[node_id] = best
+        if best > Standing.HEARD and before != (kept, self.names.get(node_id), best):
             self.version += 1
-        return is_new
+        return is_newcomer or bool(set(kept) - set(known))
+
+    def _make_room(self, standing: Standing) -> bool:
+        """For a newcomer of that standing, if anybody may go: hints at random, the proven by age."""
+        free = [node_id for node_id in self._standing if not self._is_linked(node_id)]
+        least = min((self._standing[node_id] for node_id in free), default=None)
+        if least is None or least > standing:
+            return False
+        lowest = [node_id for node_id in free if self._standing[node_id] is least]
+        self.forget(lowest[0] if least is Standing.PROVEN else self._rng.choice(lowest))
+        return True
 
     def drop(self, node_id: NodeId, address: str) -> None:
         """Somebody else answered at this address."""
@@ -94,17 +140,28 @@ class AddressBook:
             self.version += 1
 
     def forget(self, node_id: NodeId) -> None:
-        self._addresses.pop(node_id, None)
+        if self._addresses.pop(node_id, None) is None:
+            return
         self.names.pop(node_id, None)
-        self.version += 1
+        if self._standing.pop(node_id) > Standing.HEARD:
+            self.version += 1
+        self._on_forgotten(node_id)
 
     def addresses(self, node_id: NodeId) -> tuple[str, ...]:
         return self._addresses.get(node_id, ())
+
+    def is_lasting(self, node_id: NodeId) -> bool:
+        """Whether it is better founded than what strangers say."""
+        return self._standing.get(node_id, Standing.HEARD) > Standing.HEARD
 
     def peers(self) -> tuple[KnownPeer, ...]:
         return tuple(
             KnownPeer(node_id, addresses, self.names.get(node_id, "")) for node_id, addresses in self._addresses.items()
         )
+
+    def lasting(self) -> tuple[KnownPeer, ...]:
+        """Those worth remembering."""
+        return tuple(peer for peer in self.peers() if self.is_lasting(peer.node_id))
 
 
 def _is_valid(address: str) -> bool:

@@ -1,11 +1,21 @@
-"""Keeps trying to reach every known peer and seed: one task a target, jittered back-off, refusals once a minute."""
+"""Keeps trying to reach every known peer and seed: one task a target, jittered back-off, refusals once a minute.
+
+A peer that never answered, and that nobody but strangers on the LAN spoke of, is forgotten when it is not heard again.
+"""
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from mesh.limits import BACKOFF_FIRST_S, BACKOFF_MAX_S, BACKOFF_REFUSED_S, DIAL_DEFERENCE_S, PEERS_KNOWN_MAX
+from mesh.limits import (
+    BACKOFF_FIRST_S,
+    BACKOFF_MAX_S,
+    BACKOFF_REFUSED_S,
+    DIAL_DEFERENCE_S,
+    HEARD_LASTS_S,
+    PEERS_KNOWN_MAX,
+)
 from mesh.links.book import AddressBook
 from mesh.supervise import Logger, Supervisor
 from storage.ids import NodeId
@@ -34,6 +44,9 @@ class Target:
     reconsider: asyncio.Event = field(default_factory=asyncio.Event)
     """Ends the long wait after a refusal, which hints of strangers must not."""
     last_error: str = ""
+    hinted_at: float = 0.0
+    """Loop time."""
+    task: asyncio.Task[None] | None = None
 
 
 class Dialler:
@@ -68,12 +81,18 @@ class Dialler:
         if node_id == self._own:
             return
         target = self._peers.get(node_id)
-        if target is not None:
-            if is_new:
-                target.wake.set()
-        elif len(self._peers) < PEERS_KNOWN_MAX:
+        if target is None:
             target = self._peers[node_id] = Target(node_id, "")
-            self._tasks.spawn(self._run(target), f"mesh dial {node_id}")
+            target.task = self._tasks.spawn(self._run(target), f"mesh dial {node_id}")
+        elif is_new:
+            target.wake.set()
+        target.hinted_at = asyncio.get_running_loop().time()
+
+    def end(self, node_id: NodeId) -> None:
+        """The book has forgotten `node_id`."""
+        target = self._peers.pop(node_id, None)
+        if target is not None and target.task is not None:
+            target.task.cancel()
 
     def unlinked(self, node_id: NodeId) -> None:
         """The link to `node_id` is gone: dial again at once."""
@@ -120,6 +139,9 @@ class Dialler:
             refusal = await self._try(target)
             if target.node_id is not None and self._is_linked(target.node_id):
                 continue
+            if not target.seed and target.node_id is not None and self._is_stale(target.node_id, target.hinted_at):
+                self._book.forget(target.node_id)  # which ends this task
+                return
             if refusal is not None:
                 await _wait(target.reconsider, BACKOFF_REFUSED_S * (0.75 + 0.25 * self._rng.random()))
                 continue
@@ -127,6 +149,10 @@ class Dialler:
             failures += 1
             if await _wait(target.wake, delay_s * (0.5 + 0.5 * self._rng.random())):
                 failures = 0
+
+    def _is_stale(self, node_id: NodeId, hinted_at: float) -> bool:
+        heard_ago_s = asyncio.get_running_loop().time() - hinted_at
+        return heard_ago_s > HEARD_LASTS_S and not self._book.is_lasting(node_id)
 
     async def _try(self, target: Target) -> str | None:
         """One round over the target's addresses; the refusal when every address that answered refused."""

@@ -24,7 +24,7 @@ from mesh.limits import (
     LINKS_MAX,
     UNSENT_LOW_WATER_BYTES,
 )
-from mesh.links.book import AddressBook, KnownPeer, decode_peers, encode_peers, join_address, split_address
+from mesh.links.book import AddressBook, KnownPeer, Standing, decode_peers, encode_peers, join_address, split_address
 from mesh.links.dialler import Dialled, Dialler
 from mesh.links.frames import Kind
 from mesh.links.heartbeat import Heartbeat, SilenceUser
@@ -84,7 +84,7 @@ class LinkManager:
         """`keeps_links`: everybody who is known is dialled, again and again. Otherwise only `dial` does."""
         self.own = own
         self.links: dict[NodeId, Link] = {}
-        self.book = AddressBook(own)
+        self.book = AddressBook(own, self.links.__contains__, lambda peer: self.dialler.end(peer), rng)
         self.liveness = Liveness()
         self.dialler = Dialler(own, self.book, self.dial, self.links.__contains__, rng, log)
         self._hello = hello
@@ -118,9 +118,11 @@ class LinkManager:
         self.dialler.retry_refused()
         self._remaking.begin(trust)
 
-    def learn(self, node_id: NodeId, addresses: tuple[str, ...], name: str = "") -> bool:
+    def learn(
+        self, node_id: NodeId, addresses: tuple[str, ...], name: str = "", standing: Standing = Standing.TOLD
+    ) -> bool:
         """A hint from discovery, gossip or memory. True if it was new."""
-        is_new = self.book.note(node_id, addresses, name)
+        is_new = self.book.note(node_id, addresses, name, standing)
         if self._keeps_links and self.book.addresses(node_id):
             self.dialler.hint(node_id, is_new=is_new)
         return is_new
@@ -353,8 +355,8 @@ class LinkManager:
         self.liveness.met(peer, theirs.instance_id, now)
         self._refusals.forgive(link.remote)
         if theirs.tier != LEAF:
-            self.book.note(peer, self._proven_addresses(link, theirs), theirs.node_name, is_proven=True)
-            if self._keeps_links:
+            self.book.note(peer, self._proven_addresses(link, theirs), theirs.node_name, Standing.PROVEN)
+            if self._keeps_links and self.book.addresses(peer):
                 self.dialler.hint(peer, is_new=False)
         self.streams.link_up(peer)
         if is_renewal and link.is_dialled:

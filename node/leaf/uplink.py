@@ -90,8 +90,8 @@ class Uplink:
         return [] if self.told is None else self.told.alternatives
 
     def hint(self, node_id: NodeId, addresses: tuple[str, ...]) -> None:
-        """Of discovery or memory."""
-        if self._candidates.hint(node_id, addresses):
+        """Of discovery."""
+        if self._candidates.hint(node_id, addresses, self._rng):
             self._hints.set()
 
     def publish(self, update: LiveUpdate) -> None:
@@ -246,7 +246,7 @@ class Uplink:
     def recall(self) -> None:
         """The parents of last time. Blocking."""
         for peer in load_peers(self._links.data_dir):
-            self._candidates.hint(peer.node_id, peer.addresses)
+            self._candidates.recall(peer.node_id, peer.addresses)
 
     # --- hanging on it ---
 

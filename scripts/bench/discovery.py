@@ -92,6 +92,9 @@ class _Node:
             self.has_seen_all.set()
         return is_new
 
+    def is_up(self, peer: str) -> bool:
+        return False
+
     def note_diary(self, source: str, event: str, detail: str, interface: str = "") -> None:
         """Nobody reads it here."""
 

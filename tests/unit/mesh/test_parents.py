@@ -47,9 +47,9 @@ def asked(candidates: Candidates, now: float = 0.0) -> list[str]:
 
 def test_those_told_by_the_last_parent_go_first() -> None:
     candidates = Candidates(["seed:1"])
-    candidates.hint(NodeId("heard"), ("10.0.0.9:7781",))
+    candidates.hint(NodeId("heard"), ("10.0.0.9:7781",), DICE)
     candidates.told(told("x", "y"))
-    assert set(asked(candidates)[:2]) == {"x", "y"}
+    assert set(asked(candidates)) == {"x", "y", "heard"}
     assert len(asked(candidates)) == PARENTS_PROBED_AT_ONCE
 
 
@@ -73,23 +73,58 @@ def test_who_does_not_answer_is_left_alone_for_longer_and_longer() -> None:
 
 def test_news_of_an_address_end_the_wait() -> None:
     candidates = Candidates([])
-    assert candidates.hint(NodeId("a"), ("10.0.0.1:1",))
+    assert candidates.hint(NodeId("a"), ("10.0.0.1:1",), DICE)
     candidates.failed("a", 0.0, DICE)
-    assert not candidates.hint(NodeId("a"), ("10.0.0.1:1",))
+    assert not candidates.hint(NodeId("a"), ("10.0.0.1:1",), DICE)
     assert asked(candidates) == []
-    assert candidates.hint(NodeId("a"), ("10.0.0.2:1",))
+    assert candidates.hint(NodeId("a"), ("10.0.0.2:1",), DICE)
     assert candidates.next(0.0, DICE) == [("a", ("10.0.0.2:1", "10.0.0.1:1"))]
 
 
 def test_strangers_cannot_fill_the_memory() -> None:
     candidates = Candidates(["seed:1"])
     for number in range(2 * PARENTS_KNOWN_MAX):
-        candidates.hint(NodeId(f"n{number}"), ("10.0.0.1:1",))
+        candidates.hint(NodeId(f"n{number}"), ("10.0.0.1:1",), DICE)
     assert len(candidates) == PARENTS_KNOWN_MAX
     candidates.told(told("parent"))
     assert len(candidates) == PARENTS_KNOWN_MAX
     assert "parent" in asked(candidates)
-    assert "seed:1" not in candidates.known()
+    assert set(candidates.known()) == {"parent"}
+
+
+def test_parents_are_asked_while_a_stranger_announces_thousands_of_names() -> None:
+    real = {"seed:1", "last", "told", "heard"}
+    candidates = Candidates(["seed:1"])
+    candidates.recall(NodeId("last"), ("10.0.0.1:1",))
+    candidates.told(told("told"))
+    for name in real:
+        candidates.failed(name, 0.0, DICE)
+    found: Counter[str] = Counter()
+    for second in range(1, 400):
+        for number in range(20):
+            candidates.hint(NodeId(f"n{second}-{number}"), ("10.0.0.1:1",), DICE)
+        candidates.hint(NodeId("heard"), ("10.0.0.9:1",), DICE)
+        for key in asked(candidates, float(second)):
+            found[key] += key in real
+            if key == "heard":
+                candidates.answered(key)
+            else:
+                candidates.failed(key, float(second), DICE)
+    assert all(found[key] >= 10 for key in real), found
+    assert set(candidates.known()) == {"last", "told", "heard"}
+    assert len(candidates) == PARENTS_KNOWN_MAX
+
+
+def test_a_stranger_cannot_take_the_addresses_of_a_parent() -> None:
+    candidates = Candidates([])
+    candidates.hint(NodeId("a"), ("10.0.0.1:1",), DICE)
+    candidates.answered("a")
+    for number in range(100):
+        candidates.hint(NodeId("a"), (f"10.0.1.{number}:1",), DICE)
+    assert candidates.known()["a"][0] == "10.0.0.1:1"
+    candidates.failed("a", 0.0, DICE)
+    assert not candidates.hint(NodeId("a"), ("10.0.2.1:1",), DICE)
+    assert asked(candidates) == []
 
 
 def loads(**taken: int) -> list[Load]:

@@ -1,5 +1,7 @@
 """The pure parts: frames, queues, the judge, address book, interfaces, diary, refusals."""
 
+import random
+
 import pytest
 
 from mesh import limits
@@ -7,7 +9,7 @@ from mesh.discovery.diary import Diary
 from mesh.discovery.interfaces import Interface, choose
 from mesh.errors import FrameError
 from mesh.handshake import Hello, Refuse, cloned_instance, encode, judge, read_hello
-from mesh.links.book import AddressBook, join_address, split_address
+from mesh.links.book import AddressBook, Standing, join_address, split_address
 from mesh.links.frames import FrameParser, Kind, pack, pack_call, unpack_call
 from mesh.links.outbox import Outbox, Priority
 from mesh.refusals import Refusals
@@ -108,12 +110,12 @@ def test_urgent_frames_go_first_and_full_classes_shed() -> None:
 
 
 def test_addresses_are_bounded_and_proven_ones_go_first() -> None:
-    book = AddressBook(ME)
+    book = AddressBook(ME, lambda peer: False, lambda peer: None, random.Random(1))
     assert not book.note(ME, ["10.0.0.1:1"])
     assert book.note(PEER, ["10.0.0.1:1", "nonsense", "10.0.0.2:99999"])
     assert book.addresses(PEER) == ("10.0.0.1:1",)
     assert not book.note(PEER, ["10.0.0.1:1"])
-    assert book.note(PEER, ["10.0.0.9:1"], "name", is_proven=True)
+    assert book.note(PEER, ["10.0.0.9:1"], "name", Standing.PROVEN)
     assert book.addresses(PEER) == ("10.0.0.9:1", "10.0.0.1:1")
     book.note(PEER, [f"10.0.1.{index}:1" for index in range(50)])
     assert len(book.addresses(PEER)) == limits.ADDRESSES_PER_PEER_MAX
@@ -121,10 +123,23 @@ def test_addresses_are_bounded_and_proven_ones_go_first() -> None:
     assert "10.0.0.9:1" not in book.addresses(PEER)
     for index in range(limits.PEERS_KNOWN_MAX + 10):
         book.note(NodeId(f"n{index}"), ["10.0.0.1:1"])
+        assert book.addresses(NodeId(f"n{index}"))
     assert len(book.peers()) == limits.PEERS_KNOWN_MAX
-    assert not book.addresses(NodeId(f"n{limits.PEERS_KNOWN_MAX}"))
-    book.note(NodeId("linked"), ["10.0.0.1:1"], is_proven=True)
-    assert book.addresses(NodeId("linked"))
+    assert book.addresses(PEER)
+    assert not book.note(NodeId("nowhere"), ["nonsense"])
+
+
+def test_the_proven_make_room_for_each_other_by_age_unless_linked() -> None:
+    linked = NodeId("n0")
+    book = AddressBook(ME, linked.__eq__, lambda peer: None, random.Random(1))
+    for index in range(limits.PEERS_KNOWN_MAX):
+        book.note(NodeId(f"n{index}"), ["10.0.0.1:1"], standing=Standing.PROVEN)
+    book.note(NodeId("n1"), ["10.0.0.1:1"], standing=Standing.PROVEN)
+    assert not book.note(NodeId("told"), ["10.0.0.1:1"], standing=Standing.TOLD)
+    assert book.note(NodeId("new"), ["10.0.0.1:1"], standing=Standing.PROVEN)
+    assert book.addresses(linked)
+    assert book.addresses(NodeId("n1"))
+    assert not book.addresses(NodeId("n2"))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:7781", "[fd00::1]:7781", "host.lan:1"])
