@@ -39,6 +39,7 @@ from node.lookout import Lookout
 from node.process import STOP_S
 from node.rituals.registry import Registry
 from node.scheduler.testimony import TOPIC as TESTIMONY_TOPIC
+from node.service import secrets as all_secrets
 from node.service.backlog import Waits
 from node.service.ports import NodeFacts
 from node.service.service import NodeService
@@ -150,6 +151,7 @@ class Node(BaseDaemon):
         self.http = http_server(config, self.service)
         self.inward = Inward(self.service)
         self._proxy = Proxy(self.mesh, self.inward.connect, self._has_leaf)
+        self.mesh.serve(all_secrets.METHOD, all_secrets.serving(self.mesh))
         await self.mesh.start()
         self._exits.push_async_callback(self.mesh.stop)
         await self.executor.start()

@@ -1,7 +1,8 @@
 """`meshnode secret rotate`: leads through a rotation of the mesh secret, one safe step at a time.
 
 It changes the secret file of this machine only; copying it to the others is the operator's, and the daemons take a
-changed file over by themselves. What every node accepts is asked of one node.
+changed file over by themselves. What every node accepts is asked of one node, which asks the others; a Leaf passes the
+question on to its parent.
 """
 
 import os
@@ -13,7 +14,6 @@ from typing import Any
 
 from mesh.errors import MeshError
 from mesh.secrets import MeshSecret, Secrets
-from mesh.tiers import LEAF
 from node.cli import render
 from node.cli.api import Api, overall_timeout_s
 from node.cli.exits import CommandError, Exit
@@ -25,19 +25,17 @@ POLL_S = 1.0
 def rotate(arguments: Namespace) -> int:
     path = _file(arguments)
     api = Api.of(arguments)
+    asked = api.get("/status")["node_id"]
     timeout_s = overall_timeout_s(arguments)
     until = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         file = _load(path)
         after = _after(file, arguments.begin)
-        status = api.get("/status")
-        if status.get("tier") == LEAF:
-            raise CommandError(
-                f"{status['name']} is a Leaf, which knows nothing of the secrets of other nodes",
-                Exit.USAGE,
-                "ask a Core or Edge node, with --url",
-            )
-        members = [member for member in members_of(status) if not _is_left_out(member, arguments.without)]
+        members = [
+            member
+            for member in members_of(api.get("/v1/trust")["nodes"], asked)
+            if not _is_left_out(member, arguments.without)
+        ]
         found = plan(file, after, members)
         if not arguments.wait or found.verdict not in ("copy", "unknown"):
             break

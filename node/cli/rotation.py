@@ -1,8 +1,8 @@
 """Which step of a rotation of the mesh secret is next, and whether it is safe. Pure; the steps are in `mesh.secrets`.
 
 A step is taken on this machine's file first and copied to the others one by one. It is safe when whoever has taken it
-can link with whoever has not, which is judged against what every member says that it presents and accepts. Who says
-nothing (not linked, or of a version that does not say it) might be parted from the mesh: no step until it does.
+can link with whoever has not, which is judged against what every node says that it presents and accepts. Who says
+nothing (linked to nobody, or of a version that does not say it) might be parted from the mesh: no step until it does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,21 +43,19 @@ class Plan:
     waiting_for: tuple[Member, ...] = ()
 
 
-def members_of(status: Mapping[str, Any]) -> list[Member]:
-    """From the `/status` of one node: itself, its peers, and members that it is not linked to."""
-    own = {"node_id": status["node_id"], "name": status["name"], "address": "", "state": "up"}
-    own["secrets"] = (status.get("secret") or {}).get("accepts")
-    found = {}
-    for peer in (own, *status["peers"]):
-        if peer["state"] == "up":
-            says = tuple(peer.get("secrets") or ())
-            reason = "" if says else "it has no secret, or runs a version that cannot rotate them: upgrade it first"
-            found[peer["node_id"]] = Member(peer["node_id"], peer["name"], peer["address"], says or None, reason)
-    for row in status["members"]:
-        if row["node_id"] not in found and row["status"] != "left":
-            reason = "no link to it: start it, or repair its network"
-            found[row["node_id"]] = Member(row["node_id"], row["name"], "", None, reason)
-    return sorted(found.values(), key=lambda member: member.name)
+def members_of(nodes: Sequence[Mapping[str, Any]], asked: str) -> list[Member]:
+    """From the `nodes` of `/v1/trust`. No address of the node that was asked: it may be on this machine, and a file
+    copied onto itself is lost."""
+    return [
+        Member(
+            row["node_id"],
+            row["name"],
+            "" if row["node_id"] == asked else row["address"],
+            tuple(row["accepts"]) if row["accepts"] else None,
+            row["unknown"],
+        )
+        for row in nodes
+    ]
 
 
 def plan(file: Secrets, after: Secrets | None, members: Sequence[Member]) -> Plan:

@@ -45,6 +45,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "why_branch": routes_sessions.why_branch,
     "list_insights": routes_sessions.list_insights,
     "list_members": routes_node.list_members,
+    "get_trust": routes_node.get_trust,
     "change_member": routes_members.change_member,
     "list_rituals": routes_node.list_rituals,
     "get_ritual": routes_node.get_ritual,

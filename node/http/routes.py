@@ -48,6 +48,8 @@ ROUTES: Final = (
     Route("list_insights", "GET", "/v1/insights", "insights, newest first", ("after", "limit", *FRESHNESS),
           answer="InsightPage"),
     Route("list_members", "GET", "/v1/members", "nodes that have registered", FRESHNESS, answer="MemberList"),
+    Route("get_trust", "GET", "/v1/trust", "fingerprints of the mesh secrets that every node accepts, asked for now",
+          FRESHNESS, answer="TrustList"),
     Route("change_member", "POST", "/v1/members/{member}/change",
           "remove, replace, promote, demote, drain, undrain a member, or let it leave, by name or id; with dry_run say "
           "what it would do",

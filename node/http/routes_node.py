@@ -9,7 +9,7 @@ from node.http.answers import answer, answer_reading
 from node.http.arguments import FRESHNESS, Arguments
 from node.http.keys import SERVICE
 from node.http.problems import Problem
-from node.service import draining, status, trust, voting
+from node.service import draining, secrets, status, voting
 from node.service.errors import ServiceError
 from node.service.ports import GroupStatus
 from node.service.readings import STALE
@@ -35,17 +35,23 @@ async def get_readiness(request: web.Request) -> web.Response:
     return _verdict(request, status.readiness(request.app[SERVICE]))
 
 
+async def get_trust(request: web.Request) -> web.Response:
+    """Asks every linked node, so that what is answered is so now."""
+    reading = await secrets.gather(request.app[SERVICE], Arguments(request.query, FRESHNESS).wanted())
+    return answer_reading(request, {"nodes": reading.value}, reading)
+
+
 async def list_members(request: web.Request) -> web.Response:
     arguments = Arguments(request.query, FRESHNESS)
     service = request.app[SERVICE]
     reading = await service.members(arguments.wanted())
-    secrets = trust.accepted_by(service)
+    accepted = {**secrets.linked_here(service.mesh), service.facts.node_id: service.mesh.trust_status().accepted}
     consensus = service.status_or_none
     running = service.read(lambda txn: draining.running_by_node(queries.leases(txn)))
     members = [
         {
             **render.to_json(row),
-            "secrets": secrets.get(row.node_id),
+            "secrets": accepted.get(row.node_id),
             "standing": None if consensus is None else _standing(row, consensus, service.facts.node_id),
             "running": running[row.node_id],
             "draining": draining.state_of(row, running),

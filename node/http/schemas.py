@@ -49,7 +49,8 @@ def schemas() -> dict[str, Any]:
     rows["Member"]["properties"]["secrets"] = {
         "type": ["array", "null"],
         "items": {"type": "string"},
-        "description": "fingerprints of the mesh secrets it accepts, the one it presents first; null: not known here",
+        "description": "fingerprints of the mesh secrets it accepts, the one it presents first; null: not known here, "
+        "see /v1/trust",
     }
     rows["Member"]["properties"]["standing"] = {
         "type": ["string", "null"],
@@ -78,6 +79,27 @@ def schemas() -> dict[str, Any]:
         "BranchPage": _page("branches", "Branch"),
         "InsightPage": _page("insights", "Insight"),
         "MemberList": _object({"members": _list("Member"), **_FRESHNESS}),
+        "TrustList": _object(
+            {
+                "nodes": {
+                    "type": "array",
+                    "items": _object(
+                        {
+                            "node_id": {"type": "string"},
+                            "name": {"type": "string"},
+                            "address": {"type": "string", "description": "as the node sees it to which it is linked"},
+                            "accepts": {
+                                "type": ["array", "null"],
+                                "items": {"type": "string"},
+                                "description": "fingerprints, the presented one first; null: not known",
+                            },
+                            "unknown": {"type": "string", "description": "why it is not known"},
+                        }
+                    ),
+                },
+                **_FRESHNESS,
+            }
+        ),
         "BranchAnswer": _object(
             {
                 "branch": _ref("Branch"),

@@ -109,7 +109,7 @@ def document(service: NodeService, level: Level = "stale") -> dict[str, Any]:
             status, facts.node_id, names, () if service.steward is None else service.steward.actions
         ),
         "liveness": liveness.document(service, members, names, is_leading=leader == facts.node_id),
-        **trust.document(service),
+        **trust.document(service.mesh.trust_status()),
         "peers": [_told(peer, "certificate_ends_at_ms") for peer in peers],
         "members": [{"node_id": row.node_id, "name": row.name, "status": row.status} for row in members],
         "discovery": [_told(_plain(entry), "at_ms") for entry in service.mesh.diary()],
@@ -147,7 +147,9 @@ def warnings(
             found.append(f"no link to {peer.get('name') or peer.get('node_id')}")
     found.extend(f"member {row.name} is dead: its work goes on elsewhere" for row in members if row.status == "dead")
     found.extend(liveness.warnings(service, members, names, is_leading=leader == service.facts.node_id))
-    found.extend(trust.warnings(service))
+    linked = [peer for peer in service.mesh.peers() if peer.state == "up"]
+    ends = [(peer.name or peer.node_id, peer.certificate_ends_at_ms) for peer in linked]
+    found.extend(trust.warnings(service.mesh.trust_status(), ends, service.now_ms()))
     if service.mesh.counters().get("superseded_mesh"):
         found.append(
             "a mesh was given up, restored or recovered, and a node of it is still there: its data directory must be "

@@ -1,10 +1,10 @@
-"""What a node says of secrets and certificates, its own and those of its peers: never a secret, only fingerprints."""
+"""What a node of any tier says of its secrets and certificates: never a secret, only fingerprints."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
-from node.service.service import NodeService
+from mesh.keeper import TrustStatus
 from node.service.times import iso
-from storage.ids import NodeId
 
 CERTIFICATE_DAYS_WARN: Final = 14
 """Certificates are renewed two months before they end: one that is this near to its end could not be."""
@@ -12,8 +12,7 @@ CERTIFICATE_DAYS_WARN: Final = 14
 _DAY_MS: Final = 86_400_000
 
 
-def document(service: NodeService) -> dict[str, Any]:
-    trust = service.mesh.trust_status()
+def document(trust: TrustStatus) -> dict[str, Any]:
     return {
         "secret": {
             "presents": trust.accepted[0] if trust.accepted else None,
@@ -28,25 +27,15 @@ def document(service: NodeService) -> dict[str, Any]:
     }
 
 
-def warnings(service: NodeService) -> list[str]:
-    trust, now_ms = service.mesh.trust_status(), service.now_ms()
+def warnings(trust: TrustStatus, linked: Iterable[tuple[str, int | None]], now_ms: int) -> list[str]:
+    """`linked`: names of peers, and when the certificates on their links end."""
     found = list(trust.warnings)
-    ends = [("this node's certificate", int(trust.certificate_ends_at * 1000))]
-    for peer in service.mesh.peers():
-        ends_at_ms = getattr(peer, "certificate_ends_at_ms", None)
-        if ends_at_ms is not None:
-            ends.append((f"the certificate of {peer.name or peer.node_id} on its link to this node", ends_at_ms))
+    ends: list[tuple[str, int | None]] = [("this node's certificate", int(trust.certificate_ends_at * 1000))]
+    ends += [(f"the certificate of {name} on its link to this node", ends_at_ms) for name, ends_at_ms in linked]
     for what, ends_at_ms in ends:
-        if ends_at_ms - now_ms <= CERTIFICATE_DAYS_WARN * _DAY_MS:
+        if ends_at_ms is not None and ends_at_ms - now_ms <= CERTIFICATE_DAYS_WARN * _DAY_MS:
             days = max(ends_at_ms - now_ms, 0) // _DAY_MS
             found.append(
                 f"{what} ends in {days} days: it could not be renewed, or a clock is wrong; see that node's log"
             )
     return found
-
-
-def accepted_by(service: NodeService) -> dict[NodeId, list[str]]:
-    """Fingerprints of the secrets that each node accepts, as far as it is linked to this one and says so; the one it
-    presents first."""
-    known = {peer.node_id: list(peer.secrets) for peer in service.mesh.peers() if getattr(peer, "secrets", ())}
-    return {**known, service.facts.node_id: list(service.mesh.trust_status().accepted)}

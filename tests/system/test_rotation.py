@@ -15,6 +15,7 @@ import pytest
 
 from mesh.secrets import MeshSecret, Secrets
 from node.testing import Daemon, LocalMesh, to_toml
+from tests.system.leaves import add_leaf, wait_parent, waits
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -65,9 +66,9 @@ def secret_of(daemon: Daemon) -> Path:
     return daemon.directory / "secret"
 
 
-def rotate(mesh: LocalMesh, *arguments: str) -> Any:
-    """The command, on the machine of node-1."""
-    daemon = mesh["node-1"]
+def rotate(mesh: LocalMesh, *arguments: str, on: str = "node-1") -> Any:
+    """The command, on the machine of a node."""
+    daemon = mesh[on]
     command = [sys.executable, "-m", "node", "secret", "rotate", str(secret_of(daemon)), "--url", daemon.url, "--json"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout, done.stderr
@@ -128,7 +129,12 @@ def test_the_secret_is_rotated_under_load_and_nothing_fails(mesh: LocalMesh, tmp
         said = daemon.log_text()[begins[name] :]
         for event in ("link_refused", "link_down", "secret_file_refused", "no_leader"):
             assert f'"{event}' not in said, f"{name}: {event}"
-    with LocalMesh(tmp_path / "stranger", 1, with_seeds=True) as other:
+    assert_refused(mesh, old, tmp_path / "stranger")
+
+
+def assert_refused(mesh: LocalMesh, old: Secrets, directory: Path) -> None:
+    """Who has only the secrets `old`."""
+    with LocalMesh(directory, 1, with_seeds=True) as other:
         stranger = other["node-1"]
         old.replace(other.secret_file)
         document = {
@@ -144,6 +150,50 @@ def test_the_secret_is_rotated_under_load_and_nothing_fails(mesh: LocalMesh, tmp
         stranger.start()
         other.wait("who has only the old secret is refused", lambda: '"wrong_secret"' in stranger.log_text())
         mesh.wait("and the mesh says so", lambda: '"wrong_secret"' in mesh["node-1"].log_text())
+
+
+def test_leaf_nodes_of_several_parents_take_every_step(mesh: LocalMesh, tmp_path: Path) -> None:
+    leaves = [add_leaf(mesh, f"leaf-{number}", seeds=[f"node-{number + 1}"]) for number in (1, 2)]
+    with_own_secrets(mesh)
+    mesh.start()
+    parents = [wait_parent(mesh, leaf) for leaf in leaves]
+    assert parents[0] != parents[1]
+    ids = {name: (daemon.status() or {})["node_id"] for name, daemon in mesh.daemons.items()}
+    old = Secrets.load(mesh.secret_file)
+    begins = {leaf.name: len(leaf.log_text()) for leaf in leaves}
+    for step, arguments in enumerate((["--begin"], [], []), start=1):
+        code, answer = rotate(mesh, *arguments, "--wait", "--timeout", "50")
+        assert (code, answer["verdict"], answer["step"]) == (0, "taken", step), answer
+        taken = Secrets.load(secret_of(mesh["node-1"]))
+        for name in ("node-2", "leaf-1", "node-3"):
+            shutil.copy(secret_of(mesh["node-1"]), secret_of(mesh[name]))
+
+        def only_leaf_2_is_behind(on: str) -> bool:
+            code, answer = rotate(mesh, "--dry-run", on=on)
+            return (code, answer["verdict"], answer["waiting_for"]) == (1, "copy", [ids["leaf-2"]])
+
+        mesh.wait("the Leaf that has not got the file is named", lambda: only_leaf_2_is_behind("node-1"))
+        mesh.wait("also by another Leaf", lambda: only_leaf_2_is_behind("leaf-1"))
+        code, answer = rotate(mesh)
+        assert (code, answer["waiting_for"]) == (1, [ids["leaf-2"]])
+        assert Secrets.load(secret_of(mesh["node-1"])) == taken
+        shutil.copy(secret_of(mesh["node-1"]), secret_of(mesh["leaf-2"]))
+    mesh.wait("the rotation is done", lambda: rotate(mesh)[1]["verdict"] == "idle")
+    assert_refused(mesh, old, tmp_path / "stranger")
+    for leaf in leaves:
+        wait_parent(mesh, leaf)
+        status = leaf.status() or {}
+        assert status["secret"]["accepts"] == [status["secret"]["presents"]] == list(taken.fingerprints)
+        assert status["parent"]["admitted_by"] == taken.fingerprints[0]
+        assert '"wrong_secret"' not in leaf.log_text()[begins[leaf.name] :]
+    session = mesh.submit(thought="x", branches=waits(4, 0.1), on="leaf-2")
+    assert mesh.wait_session(session["id"])["completed"] == 4
+    mesh["leaf-1"].stop()
+    shutil.copy(mesh.secret_file, secret_of(mesh["leaf-1"]))
+    mesh["leaf-1"].start()
+    mesh.wait("a Leaf that has only the old one is refused", lambda: '"wrong_secret"' in mesh["leaf-1"].log_text())
+    answer = rotate(mesh, "--begin")[1]
+    assert (answer["verdict"], answer["waiting_for"]) == ("unknown", [ids["leaf-1"]])
 
 
 def test_steps_in_the_wrong_order_are_refused(mesh: LocalMesh) -> None:

@@ -55,29 +55,24 @@ def test_what_holds_a_step_up_is_named() -> None:
 
 
 class Mesh:
-    """Three nodes as one of them sees them."""
+    """Three nodes, of which the first is asked."""
 
     def __init__(self, node: FakeNode, secrets: Secrets) -> None:
         self.secrets: dict[str, Secrets | None] = dict.fromkeys("abc", secrets)
-        node.on("/status", lambda request: self.status())
+        node.on("/status", {"node_id": "id-a", "name": "a"})
+        node.on("/v1/trust", lambda request: {"nodes": self.nodes()})
 
-    def status(self) -> dict[str, Any]:
-        a = self.secrets["a"]
-        assert a is not None
-        return {
-            "node_id": "id-a",
-            "name": "a",
-            "secret": {"accepts": list(a.fingerprints)},
-            "peers": [
-                {
-                    "node_id": f"id-{name}", "name": name, "address": f"10.0.0.{name}:7781", "state": "up",
-                    "secrets": list(secrets.fingerprints),
-                }
-                for name, secrets in self.secrets.items() if name != "a" and secrets is not None
-            ],
-            "members": [{"node_id": f"id-{name}", "name": name, "status": "alive"} for name in "abc"]
-            + [{"node_id": "id-gone", "name": "gone", "status": "left"}],
-        }  # fmt: skip
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "node_id": f"id-{name}",
+                "name": name,
+                "address": f"10.0.0.{name}:7781",
+                "accepts": None if secrets is None else list(secrets.fingerprints),
+                "unknown": "no link to it" if secrets is None else "",
+            }
+            for name, secrets in self.secrets.items()
+        ]
 
 
 @pytest.fixture
@@ -148,8 +143,11 @@ def test_waiting_ends_with_its_timeout(path: Path, mesh: Mesh, capsys: pytest.Ca
     assert "c has not taken over" in capsys.readouterr().err
 
 
-def test_a_leaf_is_not_the_one_to_ask(path: Path, node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
-    node.on("/status", {"node_id": "id-pi", "name": "pi", "tier": "leaf", "secrets": list(Secrets(X).fingerprints)})
-    assert main(["secret", "rotate", str(path), "--begin"]) == Exit.USAGE
-    assert "pi is a Leaf" in capsys.readouterr().err
-    assert Secrets.load(path) == Secrets(X)
+def test_a_leaf_may_be_asked_and_no_file_is_copied_onto_itself(
+    path: Path, mesh: Mesh, node: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node.on("/status", {"node_id": "id-c", "name": "c", "tier": "leaf"})  # the rest is passed on to its parent
+    assert main(["secret", "rotate", str(path), "--begin"]) == Exit.OK
+    out = capsys.readouterr().out
+    assert f"copy it to a: scp -p {path} 10.0.0.a:{path}" in out
+    assert "copy it to c, unless that is this machine" in out

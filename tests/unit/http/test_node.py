@@ -92,6 +92,17 @@ def test_members_and_rituals() -> None:
     run(check)
 
 
+def test_the_secrets_of_every_node() -> None:
+    async def check(client: Client, node: TwinNode) -> None:
+        (own,) = (await (await client.get("/v1/trust")).json())["nodes"]
+        assert own == {"node_id": NODE, "name": "alpha", "address": "", "accepts": ["0a1b2c3d"], "unknown": ""}
+        assert own.keys() == schemas()["TrustList"]["properties"]["nodes"]["items"]["properties"].keys()
+        before = (await (await client.get("/status")).json())["secret"]["accepts"]
+        assert before == own["accepts"]
+
+    run(check)
+
+
 def test_index_and_openapi_name_every_route() -> None:
     async def check(client: Client, node: TwinNode) -> None:
         index = await (await client.get("/")).text()

@@ -28,6 +28,7 @@ from consensus.state.encoding import CommandError, encode_command
 from consensus.state.events import Numbered
 from consensus.state.rows import Failure, Knowledge, RitualOffer
 from consensus.state.tables import TABLES
+from mesh.errors import PeerUnavailable
 from mesh.keeper import TrustStatus
 from node.disk import DiskWatch
 from node.http.app import build_app
@@ -157,6 +158,9 @@ class TwinMesh:
 
     def trust_status(self) -> TrustStatus:
         return TrustStatus(("0a1b2c3d",), None, None, 4e9, 3.9e9, ("the secret file is not taken over",))
+
+    async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
+        raise PeerUnavailable("no_link", f"no link to {peer}")
 
 
 class Slots(NamedTuple):
