@@ -19,6 +19,7 @@ from mesh.secrets import Secrets
 from mesh.settings import MeshSettings
 from mesh.supervise import Logger
 from mesh.tiers import LEAF
+from mesh.trust import Admission
 from storage.ids import InstanceId, NodeId
 
 
@@ -86,6 +87,11 @@ class Uplinks(Linked):
     def rtt_s(self, peer: NodeId) -> float | None:
         link = self._manager.links.get(peer)
         return None if link is None else link.rtt_s
+
+    def admission_of(self, peer: NodeId) -> Admission | None:
+        """What the certificate says that the peer presented when the link was made."""
+        link = self._manager.links.get(peer)
+        return None if link is None else link.admission
 
     def link_counters(self, peer: NodeId) -> dict[str, int]:
         link = self._manager.links.get(peer)

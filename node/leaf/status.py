@@ -8,7 +8,8 @@ import msgspec
 
 from node import __version__
 from node.config import join_host_port
-from node.service.times import iso
+from node.service import trust
+from node.service.times import iso, now_ms
 
 if TYPE_CHECKING:
     from node.leaf.app import Leaf
@@ -42,11 +43,12 @@ class Status:
 
     def document(self) -> tuple[int, dict[str, Any]]:
         leaf, uplink, links = self._leaf, self._leaf.uplink, self._leaf.links
-        config, told, trust = leaf.config, uplink.told, self._leaf.links.trust_status()
+        config, told, own = leaf.config, uplink.told, links.trust_status()
         _, ready = self.readiness()
-        parent = None
+        parent, certificate_ends_at_ms = None, None
         if told is not None:
-            rtt_s = links.rtt_s(told.parent)
+            rtt_s, admission = links.rtt_s(told.parent), links.admission_of(told.parent)
+            certificate_ends_at_ms = None if admission is None else int(admission.dates.ends_at * 1000)
             parent = {
                 "node_id": told.parent,
                 "name": told.name,
@@ -54,8 +56,11 @@ class Status:
                 "address": links.address_of(told.parent),
                 "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 3),
                 "since_s": round(time.monotonic() - uplink.since, 3),
+                "admitted_by": "" if admission is None else admission.secret,
+                "certificate_ends_at": iso(certificate_ends_at_ms),
                 "counters": links.link_counters(told.parent),
             }
+        ends = [] if told is None else [(told.name, certificate_ends_at_ms)]
         leader = None if told is None or told.leader is None else told
         outbox = leaf.outbox.counts
         return 200, {
@@ -77,19 +82,18 @@ class Status:
             "results": outbox,
             "slots": msgspec.to_builtins(leaf.executor.statistics(), enc_hook=str),
             "refusals": {"mesh": links.counters()},
-            "secrets": list(trust.accepted),
-            "certificate_ends_at": iso(int(trust.certificate_ends_at * 1000)),
+            **trust.document(own),
             "versions": {"software": __version__},
             "http_address": join_host_port(config.http.bind, config.http.port),
-            "data_dir": str(config.data_dir),
+            "storage": {"data_dir": str(config.data_dir)},
             "uptime_s": round(time.monotonic() - self._started_at, 3),
-            "warnings": self._warnings(ready, outbox, trust.warnings),
+            "warnings": self._warnings(ready, outbox, trust.warnings(own, ends, now_ms())),
         }
 
-    def _warnings(self, ready: dict[str, Any], outbox: dict[str, int], trust: tuple[str, ...]) -> list[str]:
+    def _warnings(self, ready: dict[str, Any], outbox: dict[str, int], of_trust: list[str]) -> list[str]:
         found = [f"not ready: {check['detail']}" for check in ready["checks"] if not check["ok"]]
         if outbox["dropped"]:
             found.append(f"{outbox['dropped']} results were dropped, because there was no room to keep them")
-        found.extend(trust)
+        found.extend(of_trust)
         found.extend(f"ritual {row.name} is not offered: {row.reason}" for row in self._leaf.registry.problems)
         return found
