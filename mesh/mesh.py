@@ -83,6 +83,7 @@ class Mesh(Linked):
         self._listener = Listener(self._manager.greet, self._refusals.note, self._tasks)
         self._founder: Founder | None = None
         self._lan: LanDiscovery | None = None
+        self._discovery: asyncio.Task[None] | None = None
         self._book_saved = 0
 
     # --- life ---
@@ -110,10 +111,13 @@ class Mesh(Linked):
             self.add_seed(seed)
         self._tasks.spawn(self._remember(), "mesh remember peers")
         if settings.zeroconf:
-            self._tasks.spawn(self._discover(), "mesh discovery")
+            self._discovery = self._tasks.spawn(self._discover(), "mesh discovery")
 
     async def stop(self) -> None:
         """Say goodbye and leave nothing behind. May be called after a failed start, and twice."""
+        if self._discovery is not None:  # first: it would announce this node again
+            self._discovery.cancel()
+            await asyncio.wait([self._discovery])
         if self._lan is not None:
             lan, self._lan = self._lan, None
             await lan.stop()

@@ -90,7 +90,7 @@ class LanDiscovery:
             await asyncio.shield(self._close())
 
     async def stop(self) -> None:
-        """Say goodbye to the LAN and close every socket."""
+        """Once `run` has ended: leave nothing behind."""
         await self._close()
         await self._tasks.close()
 

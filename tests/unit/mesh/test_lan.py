@@ -12,7 +12,7 @@ from mesh.discovery.interfaces import Interface
 from mesh.discovery.lan import SERVICE_TYPE, LanDiscovery
 from mesh.settings import MeshSettings, mesh_name_hash
 from storage.ids import NodeId
-from tests.unit.mesh.support import KeptLog, until
+from tests.unit.mesh.support import KeptLog, site, until
 
 
 class User:
@@ -141,5 +141,16 @@ def test_who_is_announced_still_and_not_linked_is_heard_again(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await discovery.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_mesh_that_stops_announces_nothing_any_more(tmp_path: Path, multicast: type[Multicast]) -> None:
+    async def scenario() -> None:
+        async with site(tmp_path) as here:
+            mesh = await here.start("a", zeroconf=True, interfaces=["lo"])
+            await until(lambda: multicast.made and multicast.made[0].announced, "it is not announced")
+            await mesh.stop()
+            assert len(multicast.made) == 1
 
     asyncio.run(scenario())
