@@ -126,7 +126,7 @@ class Snapshots:
         """Why the last one could not be made."""
         self._failed_at = float("-inf")
         self._asked_at = 0.0
-        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
         self._attempts = 0
         self.progress = Progress()
@@ -181,8 +181,6 @@ class Snapshots:
     async def _make(self) -> None:
         """Afterwards it lies ready, until nobody asks for it any more."""
         self._made = None
-        if self._expiry is not None:
-            self._expiry.cancel()
         async with self._one_at_a_time:
             try:
                 self._made = await self._do(self._workshop.make)
@@ -194,16 +192,25 @@ class Snapshots:
                 log.warning("snapshot_not_made", reason=str(error))
                 return
         log.info("snapshot_made", index=self._made[0].index, bytes=self._made[1])
-        self._expire()
+        if self._expiry is None or self._expiry.done():
+            self._expiry = asyncio.create_task(self._expire(), name="expiry of the snapshot")
 
-    def _expire(self) -> None:
-        """Thrown away when nobody has asked for it for a while."""
-        left_s = self._asked_at + KEEP_S - time.monotonic()
-        if left_s > 0:
-            self._expiry = asyncio.get_running_loop().call_later(left_s, self._expire)
-        else:
-            self._made = self._expiry = None
-            self._workshop.discard()
+    async def _expire(self) -> None:
+        """Throws away what lies ready when nobody has asked for it for a while."""
+        while True:
+            left_s = self._asked_at + KEEP_S - time.monotonic()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+                continue
+            async with self._one_at_a_time:  # the next one is written to the same file
+                if self._asked_at + KEEP_S > time.monotonic():
+                    continue  # somebody has, while this waited
+                self._made = None
+                try:
+                    await asyncio.to_thread(self._workshop.discard)  # a large file takes its time
+                except OSError as error:
+                    log.warning("snapshot_not_discarded", reason=str(error))
+                return
 
     # -- fetching --
 

@@ -1,6 +1,7 @@
 """Replicas over real stores that fall behind or are damaged, and get a snapshot from another."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -261,5 +262,41 @@ def test_who_is_damaged_or_behind_gives_nothing(tmp_path: Path) -> None:
             ask = msgspec.msgpack.encode(snapshots.Ask(10_000, b"", 0))
             answer = msgspec.msgpack.decode(await nodes.snapshots[leader].on_request(IDS[0], ask), type=snapshots.Part)
             assert "no more than" in answer.refusal
+
+    asyncio.run(scenario())
+
+
+def test_what_nobody_asks_for_is_thrown_away_off_the_loop_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "KEEP_S", 0.2)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as nodes:
+            leader = await leader_of(nodes)
+            await nodes.groups[leader].propose(submit(S1))
+            end, ask = nodes.snapshots[leader], msgspec.msgpack.encode(snapshots.Ask(1, b"", 0))
+            workshop, threads = end._workshop, []
+            discard = workshop.discard
+
+            def discarded() -> None:
+                threads.append(threading.current_thread())
+                discard()
+
+            async def given() -> snapshots.Part:
+                async with asyncio.timeout(60):
+                    while True:
+                        part = msgspec.msgpack.decode(await end.on_request(IDS[0], ask), type=snapshots.Part)
+                        if not part.wait:
+                            return part
+                        await asyncio.sleep(0.01)
+
+            for _ in range(2):
+                assert (await given()).data
+                monkeypatch.setattr(workshop, "discard", discarded)
+                await until(lambda: bool(threads) and not workshop.read(0, 1))
+                assert threading.main_thread() not in threads
+                monkeypatch.setattr(workshop, "discard", discard)
+                threads.clear()
 
     asyncio.run(scenario())
