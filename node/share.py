@@ -135,7 +135,10 @@ class Share:
         self._hello_of = node.mesh.hello_of
         self._leader: NodeId | None = None
         self._lonely_since: float | None = None
-        self.group.subscribe_events(self._on_events)
+        # Each for itself: the fault of one is not that of the others.
+        watchers = (self._live.on_events, self._assignments.on_events, self._on_members, self.parent.on_events)
+        for watch in (*watchers, lambda events: self.dispatcher.wake()):
+            self.group.subscribe_events(watch)
         self.group.subscribe_status(self._on_status)
 
     def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
@@ -269,15 +272,11 @@ class Share:
     def _leads(self) -> bool:
         return self.group.status().role is Role.LEADER
 
-    def _on_events(self, events: list[Numbered]) -> None:
-        self._live.on_events(events)
-        self._assignments.on_events(events)
+    def _on_members(self, events: list[Numbered]) -> None:
         if self._is_cut and any(
             isinstance(numbered.event, MemberRegistered | MemberStatusChanged) for numbered in events
         ):
             self._say_the_rest()
-        self.parent.on_events(events)
-        self.dispatcher.wake()
 
     def _on_installed(self) -> None:
         """What was assigned to this instance meanwhile starts now. What was taken from it goes on, and its outcome is

@@ -1,12 +1,22 @@
-"""When a node is no parent."""
+"""When a node is no parent; who hears of what was agreed."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from node.live import LiveBoard
+from node.scheduler.dispatcher import Dispatcher
+from node.service.ports import NodeFacts
 from node.share import Share
+from node.uplinks.parent import Parent
+from node.work import Assignments
+from storage.ids import InstanceId
+from storage.memory import MemoryStore
 from storage.space import Space
+from tests.unit.consensus.test_group import ALL_TABLES
+from tests.unit.state.model import A, register
 
 
 @pytest.mark.parametrize(
@@ -31,3 +41,57 @@ def test_a_node_that_could_do_nothing_for_a_leaf_takes_none(reason: str, fields:
         _lonely_since=None,
     )
     assert Share._takes_no_leaf(cast(Share, share)) == reason
+
+
+@pytest.mark.parametrize("faulty", [LiveBoard, Assignments, Parent])
+def test_who_fails_at_news_keeps_them_from_nobody_else(faulty: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[type] = []
+    faults: list[dict[str, Any]] = []
+
+    def hears(who: type) -> Any:
+        def hear(self: object, *news: object) -> None:
+            told.append(who)
+            if who is faulty:
+                raise ValueError("planted")
+
+        return hear
+
+    for who in (LiveBoard, Assignments, Parent):
+        monkeypatch.setattr(who, "on_events", hears(who))
+    monkeypatch.setattr(Dispatcher, "wake", hears(Dispatcher))
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, story: faults.append(story))
+        mesh = SimpleNamespace(serve=lambda *given: None, request=None, hello_of=lambda peer: None)
+        node = SimpleNamespace(
+            node_id=A,
+            facts=NodeFacts(
+                node_id=A, instance_id=InstanceId("i"), name="a", tier="core", mesh_name="home", data_dir=""
+            ),
+            store=MemoryStore(ALL_TABLES),
+            mesh=mesh,
+            registry={},
+            executor=None,
+            live=LiveBoard(A, lambda topic, payload: None),
+            disk=SimpleNamespace(space=Space.OK),
+            workshop=None,
+            lookout=SimpleNamespace(outlook=None, linked=lambda: (), turn_to=lambda leader: None),
+            own=lambda name, work: None,
+            on_replica_failure=lambda error, is_final: None,
+        )
+        share = Share(cast(Any, node), (A,))
+        share.group.start()
+        try:
+            async with asyncio.timeout(30):
+                while not share.group.status().leader:
+                    await asyncio.sleep(0.01)
+                told.clear()
+                await share.group.propose(register())
+                while not faults or Dispatcher not in told:
+                    await asyncio.sleep(0.01)
+        finally:
+            await share.group.stop()
+
+    asyncio.run(scenario())
+    assert {LiveBoard, Assignments, Parent, Dispatcher} == set(told)
+    assert {str(fault["exception"]) for fault in faults} == {"planted"}
