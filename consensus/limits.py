@@ -65,8 +65,8 @@ CHECKPOINT_PERIOD_S = 1.0
 DISK_FULL_RETRY_S = 2.0
 """Pause before a replica that found the disk full tries again."""
 
-INPUTS_PER_STEP_MAX = 4096
-"""What one step takes in: bounds its transaction. Above what `PROPOSALS_IN_FLIGHT_MAX` callers post at once."""
+INPUTS_PER_STEP_MAX = PROPOSALS_IN_FLIGHT_MAX
+"""What one step takes in: bounds its transaction. All proposals that may be in flight fit into one."""
 
 INPUTS_WAITING_MAX = 65536
 """Inputs waiting for the replica thread. Beyond it messages of peers are dropped, which Raft repairs; with frames of
