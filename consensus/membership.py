@@ -187,11 +187,6 @@ def plan(configuration: Configuration, changes: Sequence[Change], standing: Stan
     return Plan(tuple(steps), before, quorum_of(configuration, standing), configuration, refusal)
 
 
-def is_one_step(before: Configuration, after: Configuration) -> bool:
-    """Whether the two differ by one voter at most, so that their majorities share a voter."""
-    return len(set(before.voters) ^ set(after.voters)) <= 1
-
-
 def encode_configuration(configuration: Configuration) -> bytes:
     return msgspec.msgpack.encode(configuration)
 

@@ -20,7 +20,6 @@ from consensus.state.rows import (
     LastCanary,
     Lease,
     Member,
-    PatternCount,
     QueueEntry,
     Session,
     SessionStatus,
@@ -255,16 +254,6 @@ def queued_of(txn: Transaction, prefix: bytes, start: bytes, limit: int) -> list
     return [(key, decode_queue_entry(value)) for key, value in rows]
 
 
-def queue_head(txn: Transaction, limit: int) -> list[QueueEntry]:
-    """By priority, then by submission, then by index."""
-    found: list[QueueEntry] = []
-    for priority in queued_priorities(txn):
-        first = queue_prefix(priority, 0)[:1]
-        rows = txn.scan(QUEUE, first, prefix_end(first), limit=limit - len(found))
-        found += [decode_queue_entry(value) for _, value in rows]
-    return found
-
-
 def queue_entry(txn: Transaction, session: Session, branch_index: int) -> QueueEntry | None:
     stored = txn.get(QUEUE, queue_prefix(session.priority, session.submit_index) + u32(branch_index))
     return None if stored is None else decode_queue_entry(stored)
@@ -312,13 +301,6 @@ def pattern_counts(txn: Transaction, patterns: Iterable[str]) -> dict[str, int]:
         stored = txn.get(PATTERNS, pattern_key(normal_form(pattern)))
         counts[pattern] = 0 if stored is None else decode_pattern(stored).count
     return counts
-
-
-def known_patterns(txn: Transaction, limit: int) -> list[PatternCount]:
-    """The most frequent ones, then by text. Reads all patterns (PATTERNS_MAX at most): not for every request."""
-    rows = [decode_pattern(value) for _, value in txn.scan(PATTERNS)]
-    rows.sort(key=lambda row: (-row.count, row.pattern))
-    return rows[:limit]
 
 
 class _Head(Knowledge, frozen=True, kw_only=True):

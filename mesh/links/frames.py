@@ -123,11 +123,6 @@ class FrameParser:
             buffer += data[position:] if position else data
         return frames
 
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes of an incomplete frame."""
-        return len(self._buffer)
-
     def _has_frame(self, buffer: bytearray) -> bool:
         """Checked before copying, so that a big frame that arrives in pieces is copied once, not once a piece."""
         return len(buffer) >= HEADER_BYTES and len(buffer) >= 4 + self._check(buffer, 0)

@@ -33,8 +33,10 @@ from tests.unit.state.model import (
     complete,
     drain,
     knowledge,
+    known_patterns,
     offer,
     outcome,
+    queue_head,
     register,
     requeue,
     session_id,
@@ -86,7 +88,7 @@ class Pair:
     def compare(self) -> None:
         twin, read = self.twin, self.replica.read
         assert [
-            (e.session_id, e.branch_index, e.attempt, e.avoid, e.not_before_ms) for e in read(queries.queue_head, 999)
+            (e.session_id, e.branch_index, e.attempt, e.avoid, e.not_before_ms) for e in read(queue_head)
         ] == twin.queue()
         held = [(x.session_id, x.branch_index, x.attempt, x.node_id, x.deadline_ms) for x in read(queries.leases)]
         assert held == twin.leases()
@@ -134,7 +136,7 @@ class Pair:
             }
             for i in insights
         ] == twin.insights
-        assert {row.pattern: row.count for row in read(queries.known_patterns, 99)} == twin.patterns
+        assert {row.pattern: row.count for row in read(known_patterns)} == twin.patterns
         canary = read(queries.last_canary)
         assert (None if canary is None else (canary.index, canary.node_id)) == twin.canary
 

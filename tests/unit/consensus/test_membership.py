@@ -15,7 +15,6 @@ from consensus.membership import (
     Standing,
     decode_configuration,
     encode_configuration,
-    is_one_step,
     judge,
     plan,
 )
@@ -50,7 +49,7 @@ def test_a_change_is_made_and_asked_for_again_it_is_made_already(
     change = Change(kind, node)
     assert judge(THREE, change, ALL) == after
     assert judge(after, change, ALL) is after
-    assert is_one_step(THREE, after)
+    assert len(set(THREE.voters) ^ set(after.voters)) <= 1, "two majorities need not share a voter"
 
 
 def test_what_is_refused() -> None:

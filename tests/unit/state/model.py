@@ -26,9 +26,27 @@ from consensus.state.commands import (
 )
 from consensus.state.encoding import encode_command
 from consensus.state.events import AnyEvent, Numbered
-from consensus.state.rows import Branch, Failure, Knowledge, MemberStatus, RitualOffer, Session
-from consensus.state.tables import TABLES, recomputed_digest
+from consensus.state.rows import (
+    Branch,
+    Failure,
+    Knowledge,
+    MemberStatus,
+    PatternCount,
+    QueueEntry,
+    RitualOffer,
+    Session,
+)
+from consensus.state.tables import (
+    PATTERNS,
+    QUEUE,
+    TABLES,
+    decode_pattern,
+    decode_queue_entry,
+    queue_prefix,
+    recomputed_digest,
+)
 from storage.ids import InstanceId, NodeId, SessionId
+from storage.keys import prefix_end
 from storage.memory import MemoryStore
 from storage.transactions import Transaction
 
@@ -249,15 +267,27 @@ class Replica:
         return found
 
     def queued(self) -> list[tuple[SessionId, int]]:
-        return [(entry.session_id, entry.branch_index) for entry in self.read(queries.queue_head, 1_000)]
+        return [(entry.session_id, entry.branch_index) for entry in self.read(queue_head)]
 
     def leased(self) -> list[tuple[SessionId, int]]:
         return [(lease.session_id, lease.branch_index) for lease in self.read(queries.leases)]
 
 
+def queue_head(txn: Transaction) -> list[QueueEntry]:
+    """By priority, then by submission, then by index."""
+    firsts = [queue_prefix(priority, 0)[:1] for priority in queries.queued_priorities(txn)]
+    return [decode_queue_entry(value) for first in firsts for _, value in txn.scan(QUEUE, first, prefix_end(first))]
+
+
+def known_patterns(txn: Transaction) -> list[PatternCount]:
+    """The most frequent ones, then by text."""
+    rows = [decode_pattern(value) for _, value in txn.scan(PATTERNS)]
+    return sorted(rows, key=lambda row: (-row.count, row.pattern))
+
+
 def check_invariants(txn: Transaction) -> None:
     """What must hold after every command, whatever it was."""
-    queued = {(entry.session_id, entry.branch_index): entry for entry in queries.queue_head(txn, 1_000_000)}
+    queued = {(entry.session_id, entry.branch_index): entry for entry in queue_head(txn)}
     leased = {(lease.session_id, lease.branch_index, lease.attempt): lease for lease in queries.leases(txn)}
     expected_queue, expected_leases, open_sessions = set(), set(), 0
     for session in queries.list_sessions(txn, limit=1_000_000):

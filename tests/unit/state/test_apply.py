@@ -25,6 +25,7 @@ from tests.unit.state.model import (
     cancel,
     complete,
     knowledge,
+    known_patterns,
     outcome,
     register,
     submit,
@@ -116,8 +117,8 @@ def test_patterns_are_counted_over_results_and_insights() -> None:
     replica = story()
     counts = replica.read(queries.pattern_counts, ["tides", " TIDES ", "Moon phase", "unseen"])
     assert counts == {"tides": 3, " TIDES ": 3, "Moon phase": 3, "unseen": 0}
-    assert [row.pattern for row in replica.read(queries.known_patterns, 10)] == ["moon phase", "tides"]
-    assert {row.first_session_id for row in replica.read(queries.known_patterns, 10)} == {S1}
+    assert [row.pattern for row in replica.read(known_patterns)] == ["moon phase", "tides"]
+    assert {row.first_session_id for row in replica.read(known_patterns)} == {S1}
 
 
 def test_so_many_patterns_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +128,7 @@ def test_so_many_patterns_are_remembered(monkeypatch: pytest.MonkeyPatch) -> Non
         replica.accept(assign(assignment(S1, index)))
         found = [f"p{index}", f"q{index}", "", "   "]
         replica.accept(complete(outcome(S1, index, knowledge=knowledge(patterns=found))))
-    assert len(replica.read(queries.known_patterns, 100)) == 5
+    assert len(replica.read(known_patterns)) == 5
 
 
 def test_lists_go_on_where_they_stopped() -> None:

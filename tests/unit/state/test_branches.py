@@ -25,6 +25,7 @@ from tests.unit.state.model import (
     complete,
     knowledge,
     outcome,
+    queue_head,
     register,
     requeue,
     set_status,
@@ -146,7 +147,7 @@ def test_a_failure_is_retried_elsewhere_and_then_final() -> None:
     replica = assigned()
     replica.accept(complete(outcome(S1, 0, failure=FAILED)), changed=1)
     assert [type(event) for event in replica.events] == [BranchRequeued]
-    head = replica.read(queries.queue_head, 1)[0]
+    head = replica.read(queue_head)[0]
     assert (head.branch_index, head.attempt, head.avoid) == (0, 2, A)  # its old place, before branch 1
     replica.accept(assign(assignment(S1, 0, 2, B)), changed=1)
     replica.accept(complete(outcome(S1, 0, 2, B, failure=FAILED)), changed=1)

@@ -13,6 +13,7 @@ from tests.unit.state.model import (
     complete,
     offer,
     outcome,
+    queue_head,
     register,
     set_status,
     spec,
@@ -74,4 +75,4 @@ def test_one_offer_is_one_place() -> None:
     replica.accept(complete(outcome(S1, 0), outcome(S2, 0), offered=offer(A)))
     assert assigned(replica) == [(S1, 1, A)]
     with replica.store.read() as txn:
-        assert [entry.session_id for entry in queries.queue_head(txn, 9)] == [S2]
+        assert [entry.session_id for entry in queue_head(txn)] == [S2]

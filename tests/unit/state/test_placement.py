@@ -22,6 +22,7 @@ from tests.unit.state.model import (
     complete,
     offer,
     outcome,
+    queue_head,
     register,
     spec,
     submit,
@@ -93,14 +94,14 @@ def test_a_limit_of_a_ritual_is_part_of_the_body_and_of_its_branches_in_the_queu
     replica.accept(submit(S1, 2, ritual_concurrency=limits), changed=0)
     replica.accept(assign(assignment(S1, 0)))
     replica.accept(complete(outcome(S1, 0, failure=FAILED)))
-    assert [entry.ritual_concurrency for entry in replica.read(queries.queue_head, 9)] == [1, 1]
+    assert [entry.ritual_concurrency for entry in replica.read(queue_head)] == [1, 1]
     assert replica.refuse(submit(S2, ritual_concurrency={"other": 1})) == "malformed"
     assert replica.refuse(submit(S2, ritual_concurrency={"echo": 0})) == "malformed"
 
 
 def test_a_queued_branch_carries_what_placement_needs() -> None:
     replica = Replica(register(A), submit(specs=[spec(placement=GPU)], concurrency=3))
-    (entry,) = replica.read(queries.queue_head, 9)
+    (entry,) = replica.read(queue_head)
     assert (entry.placement, entry.concurrency, entry.not_before_ms) == (GPU, 3, 0)
     assert replica.branch(0).placement == GPU
 
@@ -108,11 +109,11 @@ def test_a_queued_branch_carries_what_placement_needs() -> None:
 def test_a_failed_attempt_rests_as_long_as_its_reporter_says_and_a_lost_one_not_at_all() -> None:
     replica = Replica(register(A), submit(branches=1), assign(assignment(S1, 0)))
     replica.accept(complete(outcome(S1, 0, failure=FAILED, retry_at_ms=500)))
-    (entry,) = replica.read(queries.queue_head, 9)
+    (entry,) = replica.read(queue_head)
     assert (entry.avoid, entry.not_before_ms) == (A, 500)
     replica.accept(assign(assignment(S1, 0, 2)))
     replica.accept(register(A, 2, at_ms=9))
-    assert replica.read(queries.queue_head, 9)[0].not_before_ms == 0
+    assert replica.read(queue_head)[0].not_before_ms == 0
 
 
 def test_an_offered_place_is_not_for_what_the_scheduler_must_judge() -> None:
@@ -151,7 +152,7 @@ def test_the_fast_way_to_encode_a_row_is_the_other_one() -> None:
     rows = [
         *replica.read(queries.members),
         *replica.read(queries.list_sessions),
-        *replica.read(queries.queue_head, 9),
+        *replica.read(queue_head),
         *(replica.branch(0, identity) for identity in (S1, S2, S3)),
         spec(),
         spec(placement=GPU),

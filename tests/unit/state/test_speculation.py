@@ -21,6 +21,7 @@ from tests.unit.state.model import (
     instance,
     knowledge,
     outcome,
+    queue_head,
     register,
     requeue,
     set_status,
@@ -160,7 +161,7 @@ def test_a_number_is_never_given_twice() -> None:
     both.accept(requeue(S1, 0, 1, is_lost=True))
     assert isinstance(both.events[0], BranchRequeued)
     assert both.events[0].attempt == 1
-    [entry] = [entry for entry in both.read(queries.queue_head, 9) if entry.branch_index == 0]
+    [entry] = [entry for entry in both.read(queue_head) if entry.branch_index == 0]
     assert (entry.attempt, entry.avoid) == (3, A)
     both.accept(assign(assignment(S1, 0, 2, C)), changed=0, skipped=1)
     both.accept(assign(assignment(S1, 0, 3, C)), changed=1)
