@@ -56,7 +56,8 @@ def measure_virtual(folder: Path, runs: int) -> list[Figure]:
     for cores, edges, leaves in ((1, 0, 0), (3, 2, 25), (3, 7, 90)):
         count = cores + edges + leaves
         what = "% of so many times one node" if alone else "% of what its slots could"
-        figure = Figure(f"virtual clock, {count} nodes: waits of {WAIT_S} s, {SLOTS} slots a node", what, "")
+        nodes = "one node" if count == 1 else f"{count} nodes"
+        figure = Figure(f"virtual clock, {nodes}: waits of {WAIT_S} s, {SLOTS} slots a node", what, "")
         with VirtualMesh() as mesh:
             mesh.start(cores, edges, leaves, settings={"execution": {"slots": 1, "async_slots": SLOTS}})
             mesh.run_for(SETTLE_S)
