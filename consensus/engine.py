@@ -226,7 +226,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     def send_deadline(self) -> float:
         """Of a leader: when peers are to hear of it again, or a learner may be told more."""
         due_at = [self.flows[learner].due_at for learner in self._learners if self._has_new(learner)]
-        return min(float(self._SyncObj__newAppendEntriesTime), *due_at, float("inf"))
+        return min([float(self._SyncObj__newAppendEntriesTime), *due_at])
 
     @property
     def is_transfer_in_progress(self) -> bool:
