@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from node.testing import Daemon, LocalMesh, MeshTestError
 
@@ -97,7 +98,7 @@ class Killer(threading.Thread):
         self.failure = "the session did not get half-way within a minute"
 
 
-def newest_session(url: str) -> dict | None:
+def newest_session(url: str) -> dict[str, Any] | None:
     from urllib.request import urlopen
 
     with contextlib.suppress(OSError), urlopen(f"{url}/v1/sessions?limit=1", timeout=5) as response:

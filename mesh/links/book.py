@@ -4,17 +4,20 @@ Addresses are hints; only a handshake tells who is there. Anybody on the LAN can
 a newcomer takes the place of one that is no better founded, and of nobody who is linked. Which of those is drawn: if
 the newcomer were left out, a flood that came first would keep all others out for ever; if the oldest had to go, a
 stranger could push each peer out just after it was heard. Drawn, a peer outlasts as many names as the book has
-places with a chance of one in three, whoever sends them, and one dial is all that it needs.
+places with a chance of one in three, whoever sends them, and one dial is all that it needs. The same holds for the
+addresses of one peer, but for the first, which is the one that worked last.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from mesh.limits import ADDRESS_BYTES_MAX, ADDRESSES_PER_PEER_MAX, PEERS_KNOWN_MAX
 from storage.ids import NodeId
+
+T = TypeVar("T")
 
 
 class KnownPeer(msgspec.Struct, frozen=True, array_like=True):
@@ -72,7 +75,7 @@ class Standing(IntEnum):
 class Dice(Protocol):
     """Of a `random.Random`."""
 
-    def choice(self, seq: Sequence[NodeId], /) -> NodeId: ...
+    def choice(self, seq: Sequence[T], /) -> T: ...
 
 
 class AddressBook:
@@ -101,15 +104,17 @@ class AddressBook:
     ) -> bool:
         """Learn addresses; True if any is new. Proven ones (a link came up) go first, hints after what is known."""
         is_proven = standing is Standing.PROVEN
-        valid = tuple(address for address in addresses if _is_valid(address))
+        valid = tuple(address for address in addresses if _is_valid(address))[:ADDRESSES_PER_PEER_MAX]
         is_newcomer = node_id not in self._addresses
         if node_id == self._own or (is_newcomer and not valid and standing is Standing.HEARD):
             return False
         if is_newcomer and len(self._addresses) >= PEERS_KNOWN_MAX and not self._make_room(standing):
             return False
         known = self._addresses.get(node_id, ())
-        merged = dict.fromkeys(valid + known if is_proven else known + valid)
-        kept = tuple(merged)[:ADDRESSES_PER_PEER_MAX]
+        merged = list(dict.fromkeys(valid + known if is_proven else known + valid))
+        while len(merged) > ADDRESSES_PER_PEER_MAX:
+            merged.remove(merged[-1] if is_proven else self._rng.choice(merged[1:]))
+        kept = tuple(merged)
         before = (known, self.names.get(node_id), self._standing.get(node_id))
         self._addresses[node_id] = kept
         if name:

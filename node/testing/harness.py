@@ -127,7 +127,7 @@ class Harness(ABC):
     ) -> None:
         self.close()
 
-    def running(self) -> list[NodeUnderTest]:
+    def running(self) -> Sequence[NodeUnderTest]:
         return [self[name] for name in self.nodes() if self[name].is_running]
 
     def any_running(self) -> NodeUnderTest:

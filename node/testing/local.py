@@ -37,6 +37,12 @@ class DaemonMesh(Harness):
         except KeyError:
             raise MeshTestError(f"no node is called {name}; there are {', '.join(self.daemons)}") from None
 
+    def running(self) -> list[Daemon]:
+        return [daemon for daemon in self.daemons.values() if daemon.is_running]
+
+    def any_running(self) -> Daemon:
+        return self[super().any_running().name]
+
     def kill(self, name: str) -> None:
         self[name].kill()
 

@@ -52,16 +52,17 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
     # As any installation after its first start: with its bytecode cached.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    figures: list[report.Figure] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="meshnode-bench-") as name:
         folder = Path(name)
         for benchmark in arguments.names or [name for name in BENCHMARKS if name not in LONG]:
-            print(f"{benchmark}: before {reference.describe(folder)}", file=sys.stderr, flush=True)
-            measured = BENCHMARKS[benchmark](folder, arguments.runs)
-            print(f"{benchmark}: after  {reference.describe(folder)}", file=sys.stderr, flush=True)
-            print(report.markdown(measured), file=sys.stderr, flush=True)
-            figures += measured
-    print(report.markdown(figures))
+            before = reference.measure(folder)
+            print(f"{benchmark}: {before}", file=sys.stderr, flush=True)
+            figures = BENCHMARKS[benchmark](folder, arguments.runs)
+            after = reference.measure(folder)
+            round_trips_s = (before.round_trips_s + after.round_trips_s) / 2
+            print(
+                f"{benchmark}: {before}; afterwards {after}\n\n{report.markdown(figures, round_trips_s)}\n", flush=True
+            )
     return 0
 
 

@@ -6,26 +6,41 @@ from scripts.bench import etcd, node_runs
 from scripts.bench.commits_node import LOADS
 from scripts.bench.report import Figure
 
+RATES = {1: "1,500", 64: "20,000", 256: "30,000"}
+TIMES_ETCD = {1: "", 64: "3", 256: "3"}
+
 
 def measure(folder: Path, runs: int) -> list[Figure]:
     """A run of ours and one of etcd in turn, so that the machine's moods meet both."""
-    reach = {n: ("p50 as etcd's" if n == 1 else "3 times etcd's") for n, _ in LOADS}
-    rates = {n: Figure(f"synced commits, 3 nodes, TLS, {n} in flight", "/s", reach[n]) for n, _ in LOADS}
-    p50 = {n: Figure(f"the same, {n} in flight, p50", "ms", "no more than etcd's") for n, _ in LOADS}
-    their_rates = {n: Figure(f"etcd: synced puts, 3 members, TLS, {n} in flight", "/s", "") for n, _ in LOADS}
-    their_p50 = {n: Figure(f"etcd: the same, {n} in flight, p50", "ms", "") for n, _ in LOADS}
     has_etcd = etcd.is_installed()
+    tables = [_Load(in_flight, "" if has_etcd else "etcd is not installed") for in_flight, _ in LOADS]
     for run in range(runs):
-        for line in node_runs.run("scripts.bench.commits_node", folder / f"commits-{run}"):
-            n = int(line["in_flight"])
-            rates[n].values.append(line["per_s"])
-            p50[n].values.append(line["p50_ms"])
-            rates[n].note = f"p99 {line['p99_ms']:.1f} ms in the last run"
-            if not has_etcd:
-                rates[n].note += "; etcd is not installed"
-        for line in etcd.one_run(folder / f"etcd-{run}") if has_etcd else []:
-            n = int(line["in_flight"])
-            their_rates[n].values.append(line["per_s"])
-            their_p50[n].values.append(line["p50_ms"])
-            their_rates[n].note = f"its client takes {line['client_share']:.0%} of a core beside it"
-    return [figure for n, _ in LOADS for figure in (rates[n], p50[n], their_rates[n], their_p50[n])]
+        ours = node_runs.run("scripts.bench.commits_node", folder / f"commits-{run}")
+        theirs = etcd.one_run(folder / f"etcd-{run}") if has_etcd else []
+        for place, table in enumerate(tables):
+            table.note(ours[place], theirs[place] if theirs else None)
+    return [figure for table in tables for figure in table.figures]
+
+
+class _Load:
+    """What is told of one number of commands in flight."""
+
+    def __init__(self, in_flight: int, note: str) -> None:
+        what = f"{in_flight} in flight"
+        self._rate = Figure(f"synced commits, 3 nodes, TLS, {what}", "/s", RATES[in_flight], note=note, is_work=True)
+        self._p50 = Figure(f"the same, {what}, p50", "ms", "0.7" if in_flight == 1 else "", is_work=True)
+        self._their_rate = Figure(f"etcd: synced puts, 3 members, TLS, {what}", "/s", "")
+        self._their_p50 = Figure(f"etcd: the same, {what}, p50", "ms", "")
+        self._times = Figure(f"commits a second, {what}", "times etcd's", TIMES_ETCD[in_flight])
+        self._p50_times = Figure(f"p50, {what}", "times etcd's", "at most 1")
+        self.figures = [self._rate, self._p50, self._their_rate, self._their_p50, self._times, self._p50_times]
+
+    def note(self, ours: dict[str, float], theirs: dict[str, float] | None) -> None:
+        self._rate.values.append(ours["per_s"])
+        self._p50.values.append(ours["p50_ms"])
+        if theirs is not None:
+            self._their_rate.values.append(theirs["per_s"])
+            self._their_p50.values.append(theirs["p50_ms"])
+            self._their_rate.note = f"its client takes {theirs['client_share']:.0%} of a core beside it"
+            self._times.values.append(ours["per_s"] / theirs["per_s"])
+            self._p50_times.values.append(ours["p50_ms"] / theirs["p50_ms"])

@@ -10,7 +10,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def measure(folder: Path, runs: int) -> list[Figure]:
 
 
 @contextlib.contextmanager
-def _watching(prefixes: list[list[str]], mesh: str, bind: str) -> Iterator[list["subprocess.Popen[str]"]]:
+def _watching(prefixes: Sequence[Sequence[str]], mesh: str, bind: str) -> Iterator[list["subprocess.Popen[str]"]]:
     nodes = [
         subprocess.Popen(
             [*prefix, sys.executable, "-m", "scripts.bench.discovery", mesh, f"node-{place}", bind, str(len(prefixes))],

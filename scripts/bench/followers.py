@@ -14,10 +14,11 @@ SESSIONS = 2_000
 
 
 def measure(folder: Path, runs: int) -> list[Figure]:
-    reads = Figure(f"linearizable reads of a session on a follower, {IN_FLIGHT} in flight", "/s", "10,000")
-    http_reads = Figure("the same through HTTP", "/s", "")
-    commands = Figure(f"synced commands through HTTP on a follower, {IN_FLIGHT} in flight", "/s", "5,000")
-    sessions = Figure("sessions of one branch, submitted the same way while they are executed", "/s", "")
+    busy = f"on a follower, {IN_FLIGHT} in flight"
+    reads = Figure(f"linearizable reads of a session {busy}", "/s", "10,000", is_work=True)
+    http_reads = Figure("the same through HTTP", "/s", "", is_work=True)
+    commands = Figure(f"synced commands through HTTP {busy}", "/s", "5,000", is_work=True)
+    sessions = Figure("sessions of one branch, submitted the same way while they are executed", "/s", "", is_work=True)
     for run in range(runs):
         for line in node_runs.run("scripts.bench.reads_node", folder / f"reads-{run}"):
             reads.values.append(line["per_s"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from node.testing import VirtualMesh
 from node.testing.harness import Harness
+from scripts.bench import reference
 from scripts.bench.report import Figure
 from scripts.fleet import SLOTS, WAIT_S, fleet
 
@@ -24,12 +25,21 @@ def measure(folder: Path, runs: int) -> list[Figure]:
         count: Figure(f"weak scaling, {count} nodes", "% of so many times one node", reach)
         for count, reach in ((3, ""), (10, ""), (30, "95"), (100, "90"))
     }
-    noop = Figure("no-op branches through 3 Core, 2 Edge, 8 Leaf", "/s", "3,000")
+    # What the same nodes make of it when the waits are as much longer as these processors are slower than those for
+    # which the reach was set: so much processor for each branch as was reckoned with.
+    slower = max(reference.ROUND_TRIPS_THERE / reference.round_trips_per_second(), 1.0)
+    longer_s = round(WAIT_S * slower, 1)
+    longer = {
+        count: Figure(f"the same, {count} nodes, waits of {longer_s} s", gain.unit, gain.reach)
+        for count, gain in gains.items()
+        if gain.reach
+    }
+    noop = Figure("no-op branches through 3 Core, 2 Edge, 8 Leaf", "/s", "3,000", is_work=True)
     for run in range(runs):
         with fleet(1, folder=folder / f"scale-{run}-1") as mesh:
             mesh.launch()
             time.sleep(SETTLE_S)
-            one = filled(mesh)
+            one, one_longer = filled(mesh), filled(mesh, longer_s)
             alone.values.append(one * 100)
         for count, gain in gains.items():
             edges = 0 if count == 3 else max(count // 15, 1)
@@ -42,11 +52,13 @@ def measure(folder: Path, runs: int) -> list[Figure]:
                     cpu.values.append(cost)
                     traffic.values.append(crossed)
                 gain.values.append(filled(mesh) / one * 100)
+                if count in longer:
+                    longer[count].values.append(filled(mesh, longer_s) / one_longer * 100)
         with fleet(3, 2, 8, folder=folder / f"noop-{run}", slots=100) as mesh:
             mesh.launch()
             time.sleep(SETTLE_S)
             noop.values.append(rate(mesh, "echo", {}, 1000))
-    return [ready, cpu, traffic, alone, *gains.values(), noop]
+    return [ready, cpu, traffic, alone, *gains.values(), *longer.values(), noop]
 
 
 def measure_virtual(folder: Path, runs: int) -> list[Figure]:
@@ -68,10 +80,10 @@ def measure_virtual(folder: Path, runs: int) -> list[Figure]:
     return figures
 
 
-def filled(mesh: Harness) -> float:
+def filled(mesh: Harness, wait_s: float = WAIT_S) -> float:
     """What all slots together do, as a share of what they could if nothing else took time."""
     slots = SLOTS * len(mesh.nodes())
-    return rate(mesh, "wait", {"seconds": WAIT_S}, slots) / (slots / WAIT_S)
+    return rate(mesh, "wait", {"seconds": wait_s}, slots) / (slots / wait_s)
 
 
 def rate(mesh: Harness, ritual: str, parameters: dict[str, object], branches: int) -> float:

@@ -12,9 +12,9 @@ WAITS_S = [1.0, 0.9, 0.85, 0.8, 0.7, 0.561]
 
 
 def measure(folder: Path, runs: int) -> list[Figure]:
-    throughput = Figure("no-op branches, durable, 3 nodes, sessions of 1,000", "/s", "3,000")
-    latency = Figure("one-branch session over HTTP, submit to completed, p50", "ms", "5")
-    on_follower = Figure("the same, asked of a follower", "ms", "")
+    throughput = Figure("no-op branches, durable, 3 nodes, sessions of 1,000", "/s", "3,000", is_work=True)
+    latency = Figure("one-branch session over HTTP, submit to completed, p50", "ms", "5", is_work=True)
+    on_follower = Figure("the same, asked of a follower", "ms", "", is_work=True)
     six = Figure("6 branches that wait 1.0 to 0.561 s, submit to insight", "s", "1.02", note="sequential 4.811 s")
     hundred = Figure("100 branches that wait 0.8 s", "s", "0.95", note="sequential 80 s")
     with LocalMesh(folder / "sessions") as mesh:

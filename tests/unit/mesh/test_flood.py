@@ -137,6 +137,20 @@ async def test_two_nodes_meet_in_a_flood_and_remember_only_each_other(directory:
             assert [peer.node_id for peer in load_peers(one.settings.data_dir)] == [other.node_id]
 
 
+def test_false_addresses_of_a_peer_do_not_keep_the_true_one_out_nor_push_out_the_one_that_worked() -> None:
+    peer, true = NodeId("peer"), "10.0.0.1:7781"
+    book = AddressBook(ME, lambda peer: False, lambda peer: None, random.Random(1))
+    made_up_ones = [f"10.9.9.{number}:1" for number in range(50)]
+    book.note(peer, made_up_ones)
+    heard = next(count for count in range(100) if book.note(peer, [true]) and true in book.addresses(peer))
+    assert heard < 10
+    book.note(peer, [true], standing=Standing.PROVEN)
+    for number in range(50):
+        book.note(peer, made_up_ones[number:])
+        assert book.addresses(peer)[0] == true
+        assert len(book.addresses(peer)) == limits.ADDRESSES_PER_PEER_MAX
+
+
 peers = st.sampled_from([NodeId(name) for name in "abcdefghij"])
 said = st.tuples(st.just("note"), peers, st.sampled_from(Standing))
 turned = st.tuples(st.just("turn"), peers, st.just(Standing.HEARD))
