@@ -139,7 +139,8 @@ class Share:
         watchers = (self._live.on_events, self._assignments.on_events, self._on_members, self.parent.on_events)
         for watch in (*watchers, lambda events: self.dispatcher.wake()):
             self.group.subscribe_events(watch)
-        self.group.subscribe_status(self._on_status)
+        for follow in (self._on_installed, self._on_role, self._on_leader):
+            self.group.subscribe_status(follow)
 
     def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         yield "reporter", self.reporter.run()
@@ -278,11 +279,12 @@ class Share:
         ):
             self._say_the_rest()
 
-    def _on_installed(self) -> None:
-        """What was assigned to this instance meanwhile starts now. What was taken from it goes on, and its outcome is
-        not recorded: the state knows better."""
-        self._assignments.start_leased(self._note_leases())
-        self.dispatcher.wake()
+    def _on_installed(self, status: ReplicaStatus) -> None:
+        """After a snapshot: what was assigned to this instance meanwhile starts now. What was taken from it goes on,
+        and its outcome is not recorded: the state knows better."""
+        if status.installed_index:
+            self._assignments.start_leased(self._note_leases())
+            self.dispatcher.wake()
 
     def _note_leases(self) -> list[Lease]:
         try:
@@ -295,11 +297,11 @@ class Share:
             self._live.note_assigned(lease.session_id, lease.branch_index, lease.attempt, lease.node_id)
         return leases
 
-    def _on_status(self, status: ReplicaStatus) -> None:
-        if status.installed_index:
-            self._on_installed()
-        self._lookout.turn_to(status.leader)
+    def _on_role(self, status: ReplicaStatus) -> None:
         self.dispatcher.set_leading(status.role is Role.LEADER)
+
+    def _on_leader(self, status: ReplicaStatus) -> None:
+        self._lookout.turn_to(status.leader)
         if status.leader != self._leader:
             self._leader = status.leader
             self._lonely_since = time.monotonic() if status.leader is None else None
