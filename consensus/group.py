@@ -276,9 +276,9 @@ class Group:
     def _refusal(self, command: bytes) -> str | None:
         try:
             check_version(self._store, command)
+            return self._refuses(command)
         except Unavailable as error:
             return error.code
-        return self._refuses(command)
 
     async def _answer_question(self, payload: bytes) -> ReadAnswer:
         try:

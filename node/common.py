@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from consensus.state.limits import LABEL_CHARACTERS_MAX
 from consensus.state.rows import RitualOffer, Tier
+from consensus.state.versions import labelled
 from mesh.settings import MeshSettings
 from mesh.tiers import AUTO
 from node import __version__
@@ -34,7 +35,7 @@ def mesh_settings(config: Config, tier: Tier) -> MeshSettings:
         seeds=config.mesh.seeds,
         zeroconf=config.mesh.zeroconf,
         interfaces=config.mesh.interfaces,
-        software=__version__,
+        software=labelled(__version__),
         secret_file=config.secret_file,
     )
 

@@ -40,6 +40,7 @@ from storage.environment import Environment
 from storage.errors import StorageError
 from storage.ids import NodeId
 from storage.space import Space
+from storage.transactions import Transaction
 
 REGISTER_DEADLINE_S = 10.0
 REGISTER_PAUSE_S = 0.5
@@ -180,16 +181,28 @@ class Share:
     def _sayable(self, command: RegisterMember) -> RegisterMember:
         """Without what older nodes of the mesh do not understand; it is said once they are upgraded."""
         with self.group.read() as txn:
-            self._is_cut = bool(versions.behind(queries.members(txn), versions.PLACEMENT_VERSION))
+            self._is_cut = self._goes_too_far(txn, versions.PLACEMENT_VERSION)
         return msgspec.structs.replace(command, labels={}, ritual_limits={}) if self._is_cut else command
 
     def _say_the_rest(self) -> None:
         if not self._is_cut or self._registration is None:
             return
         with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
-            self._is_cut = bool(versions.behind(queries.members(txn), versions.PLACEMENT_VERSION))
+            self._is_cut = self._goes_too_far(txn, versions.PLACEMENT_VERSION)
             if not self._is_cut:
                 self._own("registration", self.register(self._registration))
+
+    def _goes_too_far(self, txn: Transaction, version: int) -> bool:
+        """Whether a member does not know this command version, or a node that is about to be one."""
+        return bool(versions.behind(queries.members(txn), version)) or self._waits_for_newcomer(txn, version)
+
+    def _waits_for_newcomer(self, txn: Transaction, version: int) -> bool:
+        """Whether one is linked that does not know this command version, as when a mesh has just been founded. What
+        the mesh uses already waits for nobody."""
+        if queries.version_used(txn) >= version:
+            return False
+        hellos = [hello for peer in self._lookout.linked() if (hello := self._hello_of(peer)) is not None]
+        return any(holds_replica(hello.tier) and versions.known_to(hello.software) < version for hello in hellos)
 
     async def take_no_more(self, command: RegisterMember) -> None:
         """Tells the scheduler that this node has no places; without a majority nobody assigns anything anyway. Who has
@@ -201,7 +214,12 @@ class Share:
 
     def _refuses(self, command: bytes) -> str | None:
         """What this node does not take as the leader, whoever has taken it in."""
-        return "disk_low" if self._disk.space is not Space.OK and is_submission(command) else None
+        if self._disk.space is not Space.OK and is_submission(command):
+            return "disk_low"
+        if command[:1] > b"\x01":
+            with self.group.read() as txn:
+                return "newer_command" if self._waits_for_newcomer(txn, command[0]) else None
+        return None
 
     async def _give_way(self) -> None:
         """A leader without room would refuse new sessions for the whole mesh, and one that drains is to be stopped: let

@@ -34,6 +34,7 @@ from consensus.state.commands import (
 from consensus.state.encoding import CommandError, decode_command
 from consensus.state.events import Numbered
 from consensus.state.limits import EVENTS_PRUNED_PER_COMMAND, EVENTS_RETAINED
+from consensus.state.queries import version_used
 from consensus.state.tables import DIGEST_BYTES, DIGEST_KEY, EVENTS, STATE_DIGEST, VERSION_KEY, Workspace, encode
 from consensus.state.versions import COMMAND_VERSION
 from storage.keys import from_u64, u64
@@ -72,9 +73,9 @@ def digest(txn: Transaction) -> bytes:
 def check_version(txn: Transaction) -> None:
     """Raises UpgradeRequired if the rows are the work of commands that this software does not know, as after a step
     back to an older version, or in a snapshot of a newer one: what it made of them would differ from the others."""
-    stored = txn.get(STATE_DIGEST, VERSION_KEY)
-    if stored is not None and stored[0] > COMMAND_VERSION:
-        raise UpgradeRequired(stored[0], COMMAND_VERSION)
+    used = version_used(txn)
+    if used > COMMAND_VERSION:
+        raise UpgradeRequired(used, COMMAND_VERSION)
 
 
 class StateMachine:
@@ -91,7 +92,7 @@ class StateMachine:
 
 
 def _note_version(txn: Transaction, version: bytes) -> None:
-    if (txn.get(STATE_DIGEST, VERSION_KEY) or b"\x01") < version:
+    if version_used(txn) < version[0]:
         txn.put(STATE_DIGEST, VERSION_KEY, version)
 
 

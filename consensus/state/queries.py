@@ -42,6 +42,7 @@ from consensus.state.tables import (
     SESSIONS_BY_INDEX,
     STATE_DIGEST,
     STATE_META,
+    VERSION_KEY,
     decode_attempt,
     decode_branch,
     decode_canary,
@@ -214,6 +215,11 @@ def list_insights(txn: Transaction, *, after: int | None = None, limit: int = 10
         assert stored is not None, "the index names insights that exist"
         found.append(decode_insight(stored))
     return found
+
+
+def version_used(txn: Transaction) -> int:
+    """The newest command version that the rows are the work of."""
+    return (txn.get(STATE_DIGEST, VERSION_KEY) or b"\x01")[0]
 
 
 def members(txn: Transaction) -> list[Member]:

@@ -7,7 +7,8 @@ The first byte of an encoded command is the version that a replica must know to 
   older number, so raising it costs nothing until the new thing is used.
 - Nobody proposes a command that a member of the mesh does not know (`behind`): new things work once every node is
   upgraded. Members say which version they know in the `software` of their registration, as build metadata
-  (`0.2.0+commands.2`; without it: 1), because a field more in their row would itself have been such a change.
+  (`0.2.0+commands.2`; without it: 1), because a field more in their row would itself have been such a change. Who is
+  linked and not a member yet says it in its Hello: three versions may found a mesh together.
 - A replica that finds a newer command in its log stops rather than pass it over: to skip what others apply is to
   diverge. It has lost nothing and goes on once it is upgraded.
 """

@@ -88,6 +88,18 @@ def test_versions_mix_and_what_is_new_waits_for_all(mesh: LocalMesh) -> None:
     works(mesh)
 
 
+def test_three_versions_found_a_mesh_together(mesh: LocalMesh) -> None:
+    for daemon, program in zip(mesh.daemons.values(), (FIRST, THIS, NEXT), strict=True):
+        daemon.program = program
+    leader = mesh.start()
+    works(mesh)
+    document = mesh["node-2"].call("GET", "/status").expect(200)
+    assert document["versions"]["mesh_command_version"] == 1
+    mesh.kill(leader)
+    mesh.wait_ready()
+    works(mesh)
+
+
 def test_labels_wait_until_all_know_them_and_are_there_then(mesh: LocalMesh) -> None:
     for daemon in mesh.daemons.values():
         daemon.program = FIRST
