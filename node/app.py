@@ -339,7 +339,8 @@ class Node(BaseDaemon):
 
     def _registration(self) -> RegisterMember:
         """The command by which this instance becomes a member, or says that it takes no more work."""
-        return registration(self._config, self.facts, self.registry, takes_work=not self._is_stopping)
+        at_ms = self._registered_at_ms()
+        return registration(self._config, self.facts, self.registry, at_ms, takes_work=not self._is_stopping)
 
     def _backup_facts(self) -> Mapping[str, object]:
         """What a backup says of where it comes from."""

@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, Self
 
+from node.service.times import now_ms, rising
+
 
 class BaseDaemon:
     """`async with`; what `_start` builds up is taken down through `_exits`. A subclass says how it stops."""
@@ -14,6 +16,8 @@ class BaseDaemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] | None = None
         self._is_stopping = False
+        self._registered_at_ms = rising(now_ms)
+        """Of two registrations of an instance the later one counts, also when the clock is set back between them."""
         self.withdrawn: str | None = None
         """Why this daemon takes part no more, though it still answers."""
 

@@ -21,7 +21,6 @@ from node.http.server import HttpServer
 from node.rituals.registry import Registry
 from node.service.ports import NodeFacts
 from node.service.service import NodeService
-from node.service.times import now_ms
 from node.tiers import CONFIGURED, Decided, candidate, in_mesh
 from storage import codec
 from storage.environment import Environment
@@ -105,7 +104,9 @@ def http_server(config: Config, service: NodeService) -> HttpServer:
     )
 
 
-def registration(config: Config, facts: NodeFacts, registry: Registry, *, takes_work: bool) -> RegisterMember:
+def registration(
+    config: Config, facts: NodeFacts, registry: Registry, at_ms: int, *, takes_work: bool
+) -> RegisterMember:
     return RegisterMember(
         node_id=facts.node_id,
         instance_id=facts.instance_id,
@@ -117,7 +118,7 @@ def registration(config: Config, facts: NodeFacts, registry: Registry, *, takes_
         async_slots=config.execution.async_slots if takes_work else 0,
         rituals=ritual_offers(registry),
         software=labelled(__version__),
-        at_ms=now_ms(),
+        at_ms=at_ms,
         labels=labels(config),
         ritual_limits=ritual_limits(registry),
     )

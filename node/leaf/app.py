@@ -41,7 +41,6 @@ from node.leaf.status import Status
 from node.leaf.uplink import Uplink
 from node.process import STOP_S
 from node.rituals.registry import Registry
-from node.service.times import now_ms
 from node.tiers import CONFIGURED
 from node.uplinks.messages import Register
 from storage.lock import DirectoryLock
@@ -69,7 +68,6 @@ class Leaf(BaseDaemon):
         super().__init__()
         self._config = config
         self.tier_why = tier_why
-        self._registered_at_ms = 0
 
     async def _start(self) -> None:
         config = self._config
@@ -139,9 +137,8 @@ class Leaf(BaseDaemon):
         self.outbox.add(outcome)
 
     def _offer(self, running: list[AttemptKey]) -> Register:
-        """What this instance registers with, or that it takes no more work. The time only rises."""
+        """What this instance registers with, or that it takes no more work."""
         config, takes_work = self._config, not self._is_stopping
-        self._registered_at_ms = max(self._registered_at_ms + 1, now_ms())
         return Register(
             name=config.node.name,
             http_address=join_host_port(config.http.bind, config.http.port),
@@ -149,7 +146,7 @@ class Leaf(BaseDaemon):
             async_slots=config.execution.async_slots if takes_work else 0,
             rituals=ritual_offers(self.registry),
             software=labelled(__version__),
-            at_ms=self._registered_at_ms,
+            at_ms=self._registered_at_ms(),
             running=running,
             labels=labels(config),
             ritual_limits=ritual_limits(self.registry),

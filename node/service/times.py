@@ -1,6 +1,7 @@
 """Points in time: now, and as clients see them."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
@@ -29,3 +30,15 @@ def _second(since_epoch: int) -> str:
 def now_ms() -> int:
     """UTC, for times that people and other machines see."""
     return time.time_ns() // 1_000_000
+
+
+def rising(clock: Callable[[], int]) -> Callable[[], int]:
+    """That clock, but never the same time twice, nor an earlier one when it is set back."""
+    last = 0
+
+    def tell() -> int:
+        nonlocal last
+        last = max(last + 1, clock())
+        return last
+
+    return tell
