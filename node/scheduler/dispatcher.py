@@ -6,7 +6,7 @@ decision rests on a state that lacks the one before it, and what arrives meanwhi
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -15,14 +15,15 @@ import structlog
 from consensus.errors import ConsensusError
 from consensus.state import queries, versions
 from consensus.state.commands import Answer, AnyCommand, AssignBranches, Refused
-from consensus.state.rows import Branch, QueueEntry, Session
+from consensus.state.rows import Branch, Lease, QueueEntry, Session
 from consensus.state.versions import SPECULATION_VERSION, SUSPECT_VERSION
 from consensus.steps import ReplicaStatus
 from node.scheduler import ahead
 from node.scheduler.fairness import Turns
 from node.scheduler.judgement import Outlook
+from node.scheduler.lease_clock import LeaseClock
 from node.scheduler.placement import View
-from node.scheduler.policy import decide
+from node.scheduler.policy import LEASE_GRACE_MS, decide
 from storage.errors import StorageError
 from storage.ids import NodeId, SessionId
 from storage.transactions import Transaction
@@ -112,6 +113,9 @@ class Dispatcher:
         """Queue entries that fitted nowhere, since something was assigned."""
         self._pause_s = REVIEW_S
         """Until the next decision, if nothing happens."""
+        self._lease_clock = LeaseClock()
+        self._clocked_at = float("-inf")
+        """When it last looked for leases that have run out (monotonic)."""
         self._slow_at = float("-inf")
         """When it last looked for what is slow (monotonic)."""
         self._woken = asyncio.Event()
@@ -124,6 +128,7 @@ class Dispatcher:
             self._leading_since = time.monotonic()
             self._progress.clear()
             self._turns = Turns()
+            self._lease_clock = LeaseClock()
             self._looked = 0
         elif not is_leading:
             self._leading_since = None
@@ -159,6 +164,7 @@ class Dispatcher:
         with self._consensus.read() as txn:
             members = queries.members(txn)
             known = versions.common(members)
+            leases = queries.leases(txn)
             view = View(
                 node_id=self._node_id,
                 leader_for_ms=int(leading_s * 1000),
@@ -167,7 +173,8 @@ class Dispatcher:
                 testimonies=outlook.testimonies,
                 is_doubting=outlook.is_doubting,
                 knows_suspects=known >= SUSPECT_VERSION,
-                leases=queries.leases(txn),
+                leases=leases,
+                overdue=self._overdue(txn, leases),
                 stuck=self._stuck(time.monotonic()),
                 average_ms=lambda session_id: ahead.average_ms(queries.get_session(txn, session_id)),
             )
@@ -188,6 +195,20 @@ class Dispatcher:
     def stuck(self) -> set[NodeId]:
         """Members whose replica does not keep up; known on the leader only."""
         return self._stuck(time.monotonic()) if self._leading_since is not None else set()
+
+    def _overdue(self, txn: Transaction, leases: Sequence[Lease]) -> list[Lease]:
+        """With a review, not with every decision."""
+        now = time.monotonic()
+        if now - self._clocked_at < REVIEW_S:
+            return []
+        self._clocked_at = now
+
+        def lasts_ms(lease: Lease) -> int:
+            branch = queries.get_branch(txn, lease.session_id, lease.branch_index)
+            assert branch is not None, "what is leased exists"
+            return branch.timeout_ms + LEASE_GRACE_MS
+
+        return self._lease_clock.run_out(leases, now, lasts_ms)
 
     def _stuck(self, now: float) -> set[NodeId]:
         """Also those that say that their tables are not to be trusted."""

@@ -47,6 +47,8 @@ class View:
     members: Sequence[Member]
     links: Mapping[NodeId, LinkView]
     leases: Sequence[Lease]
+    overdue: Sequence[Lease] = ()
+    """Those of `leases` that have run out, if that was looked at."""
     stuck: Collection[NodeId] = ()
     """Members whose replica has not kept up for a while."""
     testimonies: Mapping[NodeId, Testimony] = field(default_factory=dict)

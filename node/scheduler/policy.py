@@ -5,8 +5,8 @@ state, so a new leader carries on without a hand-over; a decision that has been 
 
 Rules:
 - who is alive is decided in `judgement`, whose turn it is in `fairness`, and where it goes in `placement`.
-- a lease past its deadline is requeued as lost: no branch waits for ever, whatever a node does. It is not booked as the
-  ritual's failure, because a node that works enforces the timeout itself and says so first.
+- a lease that has run out (`lease_clock`) is requeued as lost: no branch waits for ever, whatever a node does. It is
+  not booked as the ritual's failure, because a node that works enforces the timeout itself and says so first.
 - an entry that fits nowhere now does not hold up those behind it; a node gets no more than its free slots, and a little
   stock of what is short: `ahead`.
 - slots that stay free may go to second attempts of what is slow: `speculation`.
@@ -45,7 +45,7 @@ def decide(
     """The commands to propose now, in order; none when there is nothing to do. With a `ledger` also what is slow."""
     verdicts = judge_members(view.members, view.evidence, now_ms)
     commands: list[AnyCommand] = [*verdicts, *departures(view.members, view.leases, view.node_id, now_ms)]
-    requeues = overdue_leases(view.leases, now_ms) or hand_back(view.members, view.leases, now_ms)[:BATCH_MAX]
+    requeues = overdue_leases(view.overdue) or hand_back(view.members, view.leases, now_ms)[:BATCH_MAX]
     if requeues:
         commands.append(RequeueBranches(requeues=requeues, at_ms=now_ms))
     gone = {verdict.node_id for verdict in verdicts if verdict.status != "alive"}
@@ -53,15 +53,16 @@ def decide(
     assignments, served = place(floor, queue, turns, now_ms)
     speculative: list[Assignment] = []
     if ledger is not None and floor.free > 0 and not served.has_more:
-        held = [lease for lease in view.leases if lease.deadline_ms > now_ms and lease.node_id not in gone]
+        overdue = set(view.overdue)
+        held = [lease for lease in view.leases if lease not in overdue and lease.node_id not in gone]
         speculative = speculate(held, floor, ledger, turns, view.leader_for_ms, now_ms, LEASE_GRACE_MS)
     if assignments or speculative:
         commands.append(AssignBranches(assignments=assignments, at_ms=now_ms, speculative=speculative))
     return commands, served
 
 
-def overdue_leases(leases: Sequence[Lease], now_ms: int) -> list[Requeue]:
-    """Leases that have run out: the node has neither answered nor been given up."""
+def overdue_leases(overdue: Sequence[Lease]) -> list[Requeue]:
+    """Of leases that have run out: the node has neither answered nor been given up."""
     failure = Failure(
         code="lease_expired",
         message="the node said nothing of this attempt until its lease ran out; it goes on elsewhere",
@@ -74,9 +75,8 @@ def overdue_leases(leases: Sequence[Lease], now_ms: int) -> list[Requeue]:
             failure=failure,
             is_lost=True,
         )
-        for lease in leases
-        if lease.deadline_ms <= now_ms
-    ][:BATCH_MAX]
+        for lease in overdue[:BATCH_MAX]
+    ]
 
 
 def place(floor: Floor, queue: Queue, turns: Turns, now_ms: int) -> tuple[list[Assignment], Served]:

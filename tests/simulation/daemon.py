@@ -252,7 +252,7 @@ class SimulatedMesh:
 
     def hello_of(self, peer: NodeId) -> Any:
         return (
-            SimpleNamespace(node_id=peer, tier="core", is_auto=False, node_name=peer)
+            SimpleNamespace(node_id=peer, tier="core", is_auto=False, node_name=peer, software=labelled("simulated"))
             if self._daemon.lookout.is_up(peer)
             else None
         )

@@ -65,7 +65,7 @@ class MeshWorld(World):
         return self.lives
 
     def make_checks(self) -> MeshChecks:
-        return MeshChecks()
+        return MeshChecks(lambda: self.clock.now)
 
     def make(self, i: NodeId) -> Node:
         return Daemon(self, i)

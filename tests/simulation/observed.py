@@ -1,6 +1,6 @@
 """The replicated domain, and what must hold of sessions, branches and attempts whatever is applied."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,16 +72,19 @@ class _Course:
         self.attempts = 0
         self.holders: dict[int, tuple[NodeId, str]] = {}
         """Who executes which attempt: two at most, on different nodes."""
-        self.deadlines_ms: dict[int, int] = {}
+        self.leased_until: dict[int, float] = {}
+        """By the clock of the world."""
         self.end: str | None = None
 
 
 class MeshChecks(Checks):
     """Also: one founding; attempts follow each other, two at a time at most and never on one node; a branch ends once,
-    by an attempt under way, with what that attempt produced; a lease is not taken back before it ends."""
+    by an attempt under way, with what that attempt produced; a lease is not taken back before it has lasted as long as
+    it was to, whatever wall clocks say."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         super().__init__()
+        self._now = now
         self.followed_to = 0
         self.mesh_ids: dict[NodeId, str] = {}
         self.attempts_started: dict[AttemptKey, str] = {}
@@ -126,7 +129,7 @@ class MeshChecks(Checks):
             course.attempts = event.attempt
             course.holders[event.attempt] = (event.node_id, event.instance_id)
             deadline_ms = beside.deadline_ms if is_beside and beside is not None else branch.deadline_ms or 0
-            course.deadlines_ms[event.attempt] = deadline_ms
+            course.leased_until[event.attempt] = self._now() + (deadline_ms - event.at_ms) / 1000
             if deadline_ms < event.at_ms + branch.timeout_ms:
                 raise Violation(f"the lease ends before the attempt may: {event}")
             return
@@ -140,9 +143,9 @@ class MeshChecks(Checks):
         if course.holders:
             raise Violation(f"attempts are held by {course.holders}, and then came {event}")
         if isinstance(event, BranchRequeued):
-            deadline_ms = course.deadlines_ms[event.attempt]
-            if event.failure.code == "lease_expired" and event.at_ms < deadline_ms:
-                raise Violation(f"the lease would last until {deadline_ms}, and then came {event}")
+            left_s = course.leased_until[event.attempt] - self._now()
+            if event.failure.code == "lease_expired" and left_s > 1e-6:
+                raise Violation(f"the lease would last {left_s} s more, and then came {event}")
             return
         course.end = type(event).__name__
         self.branches_ended += 1

@@ -1,7 +1,7 @@
 """Rules of the mesh above the log, each taken away once: leases and attempts, reads, proposals."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msgspec.structs import replace
@@ -17,6 +17,8 @@ from consensus.state.sessions import queue_entry
 from consensus.state.tables import BRANCHES, LEASES, QUEUE, encode_row
 from consensus.steps import Resolved
 from node.scheduler import policy
+from node.scheduler.lease_clock import LeaseClock
+from node.service.times import now_ms
 from node.work import Assignments
 from tests.simulation.mesh_world import MeshWorld
 from tests.simulation.planting import Patch, Planted
@@ -25,16 +27,23 @@ from tests.simulation.planting import Patch, Planted
 
 
 def requeue_early(patch: Patch) -> None:
-    real = policy.overdue_leases
+    real = LeaseClock.run_out
 
-    def overdue(leases: list[Lease], now_ms: int) -> Any:
-        return real(leases, now_ms + 5_000)
+    def run_out(clock: LeaseClock, leases: list[Lease], now_s: float, lasts_ms: Callable[[Lease], int]) -> list[Lease]:
+        return real(clock, leases, now_s, lambda lease: lasts_ms(lease) - 5_000)
 
-    patch.setattr(policy, "overdue_leases", overdue)
+    patch.setattr(LeaseClock, "run_out", run_out)
+
+
+def believe_wall_clocks(patch: Patch) -> None:
+    def run_out(clock: LeaseClock, leases: list[Lease], now_s: float, lasts_ms: Callable[[Lease], int]) -> list[Lease]:
+        return [lease for lease in leases if lease.deadline_ms <= now_ms()]
+
+    patch.setattr(LeaseClock, "run_out", run_out)
 
 
 def never_requeue(patch: Patch) -> None:
-    patch.setattr(policy, "overdue_leases", lambda leases, now_ms: [])
+    patch.setattr(policy, "overdue_leases", lambda overdue: [])
 
 
 def short_lease(patch: Patch) -> None:
@@ -135,10 +144,19 @@ PLANTED = [
     Planted(
         rule="lease: its end",
         removed="a lease is taken back only when it has run out",
-        caught_by="the lease would last until",
+        caught_by="the lease would last",
         plant=requeue_early,
         seed=1,
         world=MeshWorld,
+    ),
+    Planted(
+        rule="lease: its clock",
+        removed="a lease is timed by its leader's own clock, which is never set",
+        caught_by="the lease would last",
+        plant=believe_wall_clocks,
+        seed=1,
+        world=MeshWorld,
+        weights=("clock_jump",),
     ),
     Planted(
         rule="lease: its length",
@@ -153,7 +171,7 @@ PLANTED = [
         removed="a lease that has run out is requeued",
         caught_by="not converged",
         plant=never_requeue,
-        seed=0,
+        seed=1,
         world=MeshWorld,
     ),
     Planted(

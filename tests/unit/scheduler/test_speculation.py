@@ -82,10 +82,11 @@ def second(
     leases: Sequence[Lease] = (SLOW,),
     queue: Sequence[QueueEntry] = (),
     leader_for_ms: int = 60_000,
+    overdue: Sequence[Lease] = (),
     turns: Turns | None = None,
     **more: Any,
 ) -> list[tuple[int, str, int]]:
-    world = view([member(name, **more) for name in nodes], queue, leases, leader_for_ms=leader_for_ms)
+    world = view([member(name, **more) for name in nodes], queue, leases, leader_for_ms=leader_for_ms, overdue=overdue)
     commands, _ = policy.decide(world, ListQueue([(0, queue)]), turns or Turns(), NOW_MS, told)
     return [
         (item.branch_index, item.node_id, item.attempt)
@@ -185,7 +186,7 @@ def test_what_waits_comes_first() -> None:
 
 
 def test_what_has_run_out_is_requeued_and_not_doubled() -> None:
-    assert second(ledger(), leases=[replace(SLOW, deadline_ms=NOW_MS)]) == []
+    assert second(ledger(), overdue=[SLOW]) == []
 
 
 def test_nobody_looks_without_a_ledger() -> None:
