@@ -42,6 +42,12 @@ NOTICE_BYTES_MAX = 256 * 1024
 """Of one notice, cut into more if need be; a link takes four times as much."""
 
 SHARE_PERIOD_S = 0.2
+"""News gather for so long before they are told."""
+
+UPDATE_S = 0.01
+"""And for so long for each that was told the last time: every node hears of them, so where hundreds of branches execute
+at once each is heard of less often."""
+
 UPDATES_PER_NOTICE_MAX = 200
 
 
@@ -99,7 +105,9 @@ class LiveBoard:
                 case BranchAssigned() as event:
                     self.note_assigned(event.session_id, event.branch_index, event.attempt, event.node_id)
                 case BranchRequeued() | AttemptEnded() as event:
-                    self._assigned.pop(AttemptKey(event.session_id, event.branch_index, event.attempt), None)
+                    key = AttemptKey(event.session_id, event.branch_index, event.attempt)
+                    self._assigned.pop(key, None)
+                    self._sharing.ended(key)
                 case BranchCompleted() | BranchFailed() | BranchCancelled() as event:
                     key = AttemptKey(event.session_id, event.branch_index, event.attempt)
                     if key in self._assigned:  # its last words may come yet; but what runs is remembered rather
@@ -107,6 +115,7 @@ class LiveBoard:
                     state = self._states.get(key)
                     if state is not None and not state.lines:
                         del self._states[key]
+                    self._sharing.ended(key)
                 case _:
                     pass
 
@@ -163,15 +172,23 @@ class Sharing:
             self._unshared[key] = update
             self._woken.set()
 
+    def ended(self, key: AttemptKey) -> None:
+        """How far it had come is no news any more; its last lines are."""
+        update = self._unshared.get(key)
+        if update is not None and not update.lines:
+            del self._unshared[key]
+
     async def run(self) -> None:
         """Until cancelled."""
+        pause_s = SHARE_PERIOD_S
         while True:
             await self._woken.wait()
+            await asyncio.sleep(pause_s)
             self._woken.clear()
             unshared, self._unshared = list(self._unshared.values()), {}
             for start in range(0, len(unshared), UPDATES_PER_NOTICE_MAX):
                 self._share(unshared[start : start + UPDATES_PER_NOTICE_MAX])
-            await asyncio.sleep(SHARE_PERIOD_S)
+            pause_s = max(SHARE_PERIOD_S, len(unshared) * UPDATE_S)
 
     def _share(self, updates: list[LiveUpdate]) -> None:
         payload = codec.encode(updates)

@@ -118,6 +118,7 @@ class Share:
             lambda: self.group.status().leader, self._takes_no_leaf, now_ms,
         )  # fmt: skip
         node.mesh.uplinks = self.parent.capacity
+        self._parents: dict[NodeId, NodeId | None] = {}
         node.live.parent_of = self._parent_of
         self.snapshots = Snapshots(node.node_id, self.group, node.mesh.request, node.workshop)
         self._lookout = node.lookout
@@ -249,8 +250,10 @@ class Share:
         return next((reason for reason, holds in reasons.items() if holds), "")
 
     def _parent_of(self, node_id: NodeId) -> NodeId | None:
-        member = self._member(node_id)
-        return None if member is None else member.parent
+        """Asked with all news of running branches: read once for each registration."""
+        if node_id not in self._parents and (member := self._member(node_id)) is not None:
+            self._parents[node_id] = member.parent
+        return self._parents.get(node_id)
 
     def _may_join(self, peer: NodeId) -> bool:
         hello = self._hello_of(peer)
@@ -292,15 +295,17 @@ class Share:
         return self.group.status().role is Role.LEADER
 
     def _on_members(self, events: list[Numbered]) -> None:
-        if self._is_cut and any(
-            isinstance(numbered.event, MemberRegistered | MemberStatusChanged) for numbered in events
-        ):
+        changes = [one.event for one in events if isinstance(one.event, MemberRegistered | MemberStatusChanged)]
+        for change in changes:
+            self._parents.pop(change.node_id, None)
+        if changes and self._is_cut:
             self._say_the_rest()
 
     def _on_installed(self, status: ReplicaStatus) -> None:
         """After a snapshot: what was assigned to this instance meanwhile starts now. What was taken from it goes on,
         and its outcome is not recorded: the state knows better."""
         if status.installed_index:
+            self._parents.clear()
             self._assignments.start_leased(self._note_leases())
             self.dispatcher.wake()
 

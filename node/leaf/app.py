@@ -42,7 +42,7 @@ from node.leaf.uplink import Uplink
 from node.process import STOP_S
 from node.rituals.registry import Registry
 from node.tiers import CONFIGURED
-from node.uplinks.messages import Register
+from node.uplinks.messages import Register, key_of
 from storage.lock import DirectoryLock
 
 OUTBOX_DIRECTORY = "results"
@@ -135,6 +135,7 @@ class Leaf(BaseDaemon):
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.outbox.add(outcome)
+        self.uplink.ended(key_of(outcome))
 
     def _offer(self, running: list[AttemptKey]) -> Register:
         """What this instance registers with, or that it takes no more work."""

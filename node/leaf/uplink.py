@@ -99,6 +99,10 @@ class Uplink:
         if self.told is not None:
             self._sharing.add(update)
 
+    def ended(self, key: AttemptKey) -> None:
+        """An attempt that executed here."""
+        self._sharing.ended(key)
+
     async def ask(self, method: str, payload: bytes, timeout_s: float) -> bytes:
         """Whatever the parent serves. Raises MeshError."""
         if self.parent is None:

@@ -10,6 +10,7 @@ from consensus.state.rows import Failure
 from node import live as live_module
 from node.executor.work import LiveUpdate
 from node.live import LINES_MAX, NOTICE_BYTES_MAX, LiveBoard
+from node.testing.virtual.loop import LoopClock
 from storage import codec
 from storage.ids import InstanceId, NodeId, SessionId
 
@@ -178,3 +179,48 @@ def test_chatty_branches_are_told_in_notices_that_a_link_takes() -> None:
         other.receive(HERE, payload)
     assert other.refused == 0
     assert other.get(SESSION, 299, 1) is not None
+
+
+def shared(*steps: list[LiveUpdate], ended: tuple[int, ...] = ()) -> list[tuple[float, list[int]]]:
+    """When what is told on a virtual clock, if each step is published when the one before has been told."""
+    told: list[tuple[float, list[int]]] = []
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        board_ = LiveBoard(HERE, lambda topic, payload: told.append((loop.time(), _indexes(payload))))
+        task = asyncio.create_task(board_.run())
+        for step in steps:
+            already = len(told)
+            for one in step:
+                board_.note_assigned(SESSION, one.branch_index, one.attempt, HERE)
+                board_.publish(one)
+            for index in ended:
+                event = BranchCompleted(
+                    at_ms=0, session_id=SESSION, branch_index=index, attempt=1, node_id=HERE, duration_ms=1
+                )
+                board_.on_events([Numbered(index=1, position=0, event=event)])
+            while len(told) == already:
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    with contextlib.closing(LoopClock()) as clock:
+        clock.run_until_done(scenario())
+    return told
+
+
+def _indexes(payload: bytes) -> list[int]:
+    return [one.branch_index for one in codec.decode(payload, list[LiveUpdate])]
+
+
+def test_of_what_has_ended_only_lines_are_told() -> None:
+    told = shared([update(0), update(1, lines=["last words"]), update(2)], ended=(0, 1))
+    assert [indexes for _, indexes in told] == [[1, 2]]
+
+
+def test_where_much_executes_each_is_told_less_often() -> None:
+    few = shared([update(0)], [update(0)], [update(0)])
+    many = shared(*[[update(index) for index in range(100)]] * 3)
+    assert few[2][0] - few[1][0] == pytest.approx(live_module.SHARE_PERIOD_S, abs=0.05)
+    assert many[2][0] - many[1][0] == pytest.approx(100 * live_module.UPDATE_S, abs=0.05)
