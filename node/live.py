@@ -41,8 +41,8 @@ ASSIGNED_MAX = 4 * STATES_MAX
 NOTICE_BYTES_MAX = 256 * 1024
 """Of one notice, cut into more if need be; a link takes four times as much."""
 
-SHARE_PERIOD_S = 0.2
-"""News gather for so long before they are told."""
+SHARE_PERIOD_S = 0.5
+"""News gather for so long before they are told: of what lasts shorter there is nothing to tell but lines."""
 
 UPDATE_S = 0.01
 """And for so long for each that was told the last time: every node hears of them, so where hundreds of branches execute
