@@ -18,7 +18,7 @@ from consensus.machine import DomainMachine
 from consensus.state import queries, versions
 from consensus.state.commands import Applied, RegisterMember
 from consensus.state.encoding import is_submission
-from consensus.state.events import MemberRegistered, MemberStatusChanged, Numbered
+from consensus.state.events import MemberRegistered, Numbered
 from consensus.state.rows import Lease, Member
 from consensus.steps import ReplicaStatus
 from mesh.mesh import Mesh
@@ -44,6 +44,8 @@ from storage.transactions import Transaction
 
 REGISTER_DEADLINE_S = 10.0
 REGISTER_PAUSE_S = 0.5
+
+SAY_THE_REST_LOOK_S = 1.0
 
 GIVE_WAY_LOOK_S = 1.0
 GIVE_WAY_AGAIN_S = 60.0
@@ -103,7 +105,6 @@ class Share:
         self._node_id, self._instance_id = node.node_id, node.facts.instance_id
         self._disk = node.disk
         self._own = node.own
-        self._registration: Callable[[], RegisterMember] | None = None
         self._is_cut = False
         """The registration lacks what older members do not know."""
         kinds = {name: ritual.kind for name, ritual in node.registry.items()}
@@ -158,7 +159,6 @@ class Share:
     async def register(self, command: Callable[[], RegisterMember]) -> None:
         """Becomes a member with this instance; what a former instance was doing is requeued by it. Raises
         RegistrationRefused if the mesh does not want it."""
-        self._registration = command
         self._note_leases()
         told = ""
         while True:
@@ -172,6 +172,8 @@ class Share:
                 continue
             if isinstance(answer, Applied):
                 log.info("registered")
+                if self._is_cut:
+                    self._own("registration", self._say_the_rest(command))
                 return
             if answer.code == "has_left":  # meanwhile; whoever looks at the status is told
                 log.warning("not_registered", reason=answer.message)
@@ -185,13 +187,13 @@ class Share:
             self._is_cut = self._goes_too_far(txn, versions.PLACEMENT_VERSION)
         return msgspec.structs.replace(command, labels={}, ritual_limits={}) if self._is_cut else command
 
-    def _say_the_rest(self) -> None:
-        if not self._is_cut or self._registration is None:
-            return
-        with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
-            self._is_cut = self._goes_too_far(txn, versions.PLACEMENT_VERSION)
-            if not self._is_cut:
-                self._own("registration", self.register(self._registration))
+    async def _say_the_rest(self, command: Callable[[], RegisterMember]) -> None:
+        """Once nobody is left that does not understand it."""
+        while self._is_cut:
+            await asyncio.sleep(SAY_THE_REST_LOOK_S)
+            with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
+                self._is_cut = self._goes_too_far(txn, versions.PLACEMENT_VERSION)
+        await self.register(command)
 
     def _goes_too_far(self, txn: Transaction, version: int) -> bool:
         """Whether a member does not know this command version, or a node that is about to be one."""
@@ -295,11 +297,9 @@ class Share:
         return self.group.status().role is Role.LEADER
 
     def _on_members(self, events: list[Numbered]) -> None:
-        changes = [one.event for one in events if isinstance(one.event, MemberRegistered | MemberStatusChanged)]
-        for change in changes:
-            self._parents.pop(change.node_id, None)
-        if changes and self._is_cut:
-            self._say_the_rest()
+        for numbered in events:
+            if isinstance(numbered.event, MemberRegistered):
+                self._parents.pop(numbered.event.node_id, None)
 
     def _on_installed(self, status: ReplicaStatus) -> None:
         """After a snapshot: what was assigned to this instance meanwhile starts now. What was taken from it goes on,

@@ -1,11 +1,14 @@
 """When a node is no parent; who hears of what was agreed."""
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from consensus.errors import Unavailable
+from node import share as share_module
 from node.live import LiveBoard
 from node.scheduler.dispatcher import Dispatcher
 from node.service.ports import NodeFacts
@@ -95,3 +98,26 @@ def test_who_fails_at_news_keeps_them_from_nobody_else(faulty: type, monkeypatch
     asyncio.run(scenario())
     assert {LiveBoard, Assignments, Parent, Dispatcher} == set(told)
     assert {str(fault["exception"]) for fault in faults} == {"planted"}
+
+
+def test_what_older_nodes_do_not_understand_is_said_when_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when one went without ever becoming a member, of which no event tells."""
+    monkeypatch.setattr(share_module, "SAY_THE_REST_LOOK_S", 0)
+    looks = iter([True, Unavailable("quarantined", "not now"), True, False])
+    said: list[object] = []
+
+    def goes_too_far(txn: object, version: int) -> bool:
+        look = next(looks)
+        if isinstance(look, Unavailable):
+            raise look
+        return look
+
+    async def register(command: object) -> None:
+        said.append(command)
+
+    share = SimpleNamespace(
+        _is_cut=True, _goes_too_far=goes_too_far, register=register, group=SimpleNamespace(read=contextlib.nullcontext)
+    )
+    asyncio.run(Share._say_the_rest(cast(Share, share), cast(Any, "all of it")))
+    assert said == ["all of it"]
+    assert next(looks, "none") == "none"
