@@ -1,8 +1,8 @@
 """Changes of voters and learners, asked for on any node, over groups with their threads."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -34,7 +34,7 @@ class ChangeEnd(End):
             return await self._changes[peer].on_request(self.node, payload)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def mesh(tiers: dict[NodeId, str] | None = None) -> AsyncIterator[tuple[Net, dict[NodeId, Changes]]]:
     """`a`, `b` and `c` vote; `d` is linked and belongs to nothing yet."""
     async with running(memory_stores()) as net:
@@ -86,9 +86,13 @@ def test_a_newcomer_is_taken_in_by_whomever_it_asks_and_then_promoted() -> None:
 def test_a_leader_that_is_to_vote_no_more_hands_over_first() -> None:
     async def main() -> None:
         async with mesh() as (net, changes):
-            leader = await leader_of(net)
-            await until(lambda: set(IDS) - {leader} <= set(net.groups[leader].status().caught_up))
-            await changes[leader].ask([Change("demote", leader, is_resting=True)])
+            is_done = False
+            while not is_done:
+                leader = await leader_of(net)
+                # On a busy machine the others may be silent for an election timeout just now: these are short.
+                with contextlib.suppress(ChangeRefused):
+                    await changes[leader].ask([Change("demote", leader, is_resting=True)])
+                    is_done = True
             configuration = net.groups[await leader_of(net, but=leader)].status().configuration
             assert (configuration.learners, configuration.resting) == ((leader,), (leader,))
 
