@@ -11,6 +11,7 @@ import http.client
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -230,6 +231,7 @@ def main(words: list[str] | None = None) -> int:
     count = arguments.cores + arguments.edges + arguments.leaves
     if min(arguments.edges, arguments.leaves) < 0 or count > NODES_MAX:
         parser.error(f"at most {NODES_MAX} nodes, and none less than zero")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends everything, as Ctrl-C does
     try:
         with fleet(arguments.cores, arguments.edges, arguments.leaves, loopback=arguments.loopback) as mesh:
             summary = run(mesh, arguments.minutes * 60, arguments.churn)

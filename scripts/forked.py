@@ -4,6 +4,7 @@ would import the same for half a minute. The calling process must have one threa
 import gc
 import os
 import select
+import signal
 import subprocess
 import sys
 import traceback
@@ -76,6 +77,7 @@ class ForkedDaemon(Daemon):
 
     def _become(self, log: BinaryIO) -> int:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the daemon has its own way
         Path("/proc/self/comm").write_text(self.name)  # what `ps` and `top` show
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
