@@ -45,4 +45,4 @@ class Supervisor:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("mesh_task_failed", task=task.get_name(), exc_info=error)
+            self._log.error("task_failed", task=task.get_name(), exc_info=error)

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from mesh.errors import MeshError
+from mesh.supervise import Supervisor
 from node.http.guard import Guard, HttpConfigError
 from node.http.problems import Problem
 from node.leaf import limits
@@ -82,16 +83,15 @@ class LeafHttp:
         self._local = local
         self._ask = ask
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervisor(log)
         self._open = 0
         self._numbers = itertools.count(1)
-        self._is_stopping = False
 
     async def start(self) -> tuple[str, int]:
         """Raises HttpConfigError `bind_failed`."""
         try:
             self._server = await asyncio.start_server(
-                self._client, self._bind, self._port, limit=limits.HEAD_BYTES_MAX, backlog=limits.CONNECTIONS_MAX
+                self._accept, self._bind, self._port, limit=limits.HEAD_BYTES_MAX, backlog=limits.CONNECTIONS_MAX
             )
         except (OSError, OverflowError) as error:
             raise HttpConfigError(
@@ -103,35 +103,32 @@ class LeafHttp:
         return host, port
 
     async def stop(self) -> None:
-        self._is_stopping = True
         if self._server is not None:
             self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._tasks.spawn(self._attend(Client(reader, writer)), "http client")
+        if task is None:
+            writer.transport.abort()
+            return
         self._open += 1
-        try:
-            if self._open <= limits.CONNECTIONS_MAX:
-                client = Client(reader, writer)
-                while await self._serve(client):
-                    pass
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            pass  # gone, or too slow
-        except asyncio.CancelledError:
-            if not self._is_stopping:
-                raise
-        finally:
+
+        def end(task: asyncio.Task[None]) -> None:  # also of a task that was cancelled before it began
             self._open -= 1
-            self._tasks.discard(task)
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()  # what is left would wait for a client that takes nothing
             else:
                 writer.close()
+
+        task.add_done_callback(end)
+
+    async def _attend(self, client: Client) -> None:
+        # Gone, or too slow.
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+            if self._open <= limits.CONNECTIONS_MAX:
+                while await self._serve(client):
+                    pass
 
     async def _serve(self, client: Client) -> bool:
         """One request; whether another may follow."""
@@ -180,10 +177,7 @@ class LeafHttp:
                 await self._answer_problem(client, problem, keeps_open=request.keeps_open)
                 return request.keeps_open
             finally:
-                if not self._is_stopping:
-                    closing = asyncio.create_task(self._close(stream), name="close an answer")
-                    self._tasks.add(closing)
-                    closing.add_done_callback(self._tasks.discard)
+                self._tasks.spawn(self._close(stream), "close an answer")
 
     async def _relay(self, request: Request, part: HttpPart, client: Client) -> bool:
         """Until the answer is over, the client is gone, or the parent is."""

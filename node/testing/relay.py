@@ -59,17 +59,18 @@ class Relay:
     # -- on the thread --
 
     def _run(self) -> None:
-        try:
-            self._loop.run_until_complete(self._serve())
-        finally:
-            self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # which also ends what is being accepted
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         self._stopping = asyncio.Event()
-        server = await asyncio.start_server(self._on_connection, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.address = server.sockets[0].getsockname()[:2]
         self._is_up.set()
         await self._stopping.wait()
+        # asyncio forgets a socket that was accepted when its server is closed: no more, these begin, then it is closed.
+        self._loop.remove_reader(server.sockets[0].fileno())
+        await asyncio.sleep(0)
         server.close()
         for task in self._tasks:
             task.cancel()
@@ -87,11 +88,20 @@ class Relay:
         self._loop.call_soon_threadsafe(change)
         done.wait()
 
-    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
+        task = asyncio.create_task(self._join(reader, writers), name="joined connections")
+        self._tasks.add(task)
+
+        def end(task: asyncio.Task[None]) -> None:  # also of a task that was cancelled before it began
+            for one in writers:
+                one.transport.abort()
+            self._tasks.discard(task)
+
+        task.add_done_callback(end)
+
+    async def _join(self, reader: asyncio.StreamReader, writers: list[asyncio.StreamWriter]) -> None:
+        writer = writers[0]
         try:
             source, host, port = (await reader.readline()).decode().split()
             target = self._names.get(int(port), "")
@@ -105,10 +115,6 @@ class Relay:
                 directions.create_task(self._carry(there, writer, target, source))
         except* (OSError, ValueError, asyncio.CancelledError):
             pass  # refused, reset by one side, or the end of the test: the other side sees it
-        finally:
-            for one in writers:
-                one.transport.abort()
-            self._tasks.discard(task)
 
     async def _carry(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: str, target: str
