@@ -126,7 +126,7 @@ class Daemon:
         is_json = "json" in response.headers.get("Content-Type", "")
         return Answer(response.status, json.loads(raw) if is_json else raw.decode(errors="replace"))
 
-    def status(self, timeout_s: float = 5.0) -> Any | None:
+    def status(self, timeout_s: float = 5.0) -> Any:
         """The status document, or None if the node does not answer."""
         try:
             return self.call("GET", "/status", timeout_s=timeout_s).expect(200)

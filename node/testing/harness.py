@@ -61,7 +61,7 @@ class NodeUnderTest(Protocol):
     def call(self, method: str, path: str, body: object = None, timeout_s: float = DEADLINE_S) -> Answer:
         """One HTTP request. Raises OSError or http.client.HTTPException if the node is away."""
 
-    def status(self, timeout_s: float = 5.0) -> Any | None:
+    def status(self, timeout_s: float = 5.0) -> Any:
         """The status document, or None if the node does not answer."""
 
     def last_words(self, lines: int = 15) -> str:
@@ -140,7 +140,7 @@ class Harness(ABC):
         """One HTTP request to a node. Raises OSError or http.client.HTTPException if it is away."""
         return self[name].call(method, path, body, timeout_s)
 
-    def status(self, name: str) -> Any | None:
+    def status(self, name: str) -> Any:
         """The node's status document, or None if it does not answer."""
         return self[name].status()
 

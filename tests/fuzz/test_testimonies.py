@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from node.scheduler.judgement import Evidence, judge
 from node.scheduler.testimony import TESTIMONY_BYTES_MAX, Testimony, decode_testimony, encode_testimony
 from storage.ids import InstanceId, NodeId
-from tests.unit.scheduler.test_policy import member, up
+from tests.unit.scheduler.world import member, up
 
 names = st.sampled_from("abcm") | st.text(max_size=70)
 maps = st.dictionaries(names, st.sampled_from(["a-1", "b-1", "c-1", "m-1", ""]), max_size=5)
@@ -19,7 +19,7 @@ def test_any_bytes(payload: bytes) -> None:
     assert decode_testimony(payload + bytes(TESTIMONY_BYTES_MAX)) is None
 
 
-@given(st.lists(st.builds(Testimony, st.booleans(), maps, maps), max_size=3))  # type: ignore[arg-type]
+@given(st.lists(st.builds(Testimony, st.booleans(), maps, maps), max_size=3))
 def test_nobody_who_is_heard_by_the_leader_is_talked_to_death(said: list[Testimony]) -> None:
     witnesses = dict(zip((NodeId("b"), NodeId("c"), NodeId("m")), said, strict=False))
     links = {NodeId(name): up(name) for name in "bcm"}

@@ -11,7 +11,7 @@ from node.tiers import leaf_for
 
 pytestmark = pytest.mark.meshnode(mode="both")
 
-SETTINGS = {"node": {"tier": "auto"}, "mesh": {"voter_grace_s": 2, "bootstrap_expect": 3}}
+SETTINGS: dict[str, dict[str, object]] = {"node": {"tier": "auto"}, "mesh": {"voter_grace_s": 2, "bootstrap_expect": 3}}
 ECHO = [{"ritual": "echo", "task": "hello"}]
 
 
@@ -38,7 +38,7 @@ def has(mesh: MeshUnderTest, cores: int, edges: int) -> bool:
 
 
 def voters(mesh: MeshUnderTest, name: str) -> set[str]:
-    return {voter["name"] for voter in (mesh.status(name) or {})["voters"]}
+    return {voter["name"] for voter in mesh.status(name)["voters"]}
 
 
 def standing(mesh: MeshUnderTest, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -13,14 +14,14 @@ pytestmark = pytest.mark.meshnode(mode="both")
 
 
 @ritual(version="3")
-async def ponder(context: Context) -> dict:
+async def ponder(context: Context) -> dict[str, Any]:
     context.log("begun")
     await asyncio.sleep(0.5)
     return {"result": [context.attempt, context.random.random()], "patterns": ["slow"]}
 
 
 @ritual
-def grind(context: Context) -> list:
+def grind(context: Context) -> list[Any]:
     time.sleep(0.5)
     return [context.task, sorted(context.seen(["slow", "never"]))]
 
@@ -36,7 +37,8 @@ def broken(context: Context) -> object:
 
 
 def submit(mesh: MeshUnderTest, ritual: str, branches: int = 1, on: str | None = None, **more: object) -> str:
-    return mesh.submit(thought="?", branches=[{"ritual": ritual, "task": "t", **more}] * branches, on=on)["id"]
+    session = mesh.submit(thought="?", branches=[{"ritual": ritual, "task": "t", **more}] * branches, on=on)
+    return str(session["id"])
 
 
 def leads(mesh: MeshUnderTest, name: str) -> bool:

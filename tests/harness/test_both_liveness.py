@@ -17,7 +17,7 @@ PINNED_S = 60.0
 
 
 @ritual(timeout_s=300.0)
-async def ponder(context: Context) -> dict:
+async def ponder(context: Context) -> dict[str, Any]:
     await asyncio.sleep(LONG_S)
     return {"result": context.attempt}
 

@@ -14,7 +14,7 @@ LONG_S = 20.0
 
 
 @ritual(timeout_s=30 * LONG_S)
-async def ponder(context: Context) -> dict:
+async def ponder(context: Context) -> dict[str, Any]:
     await asyncio.sleep(LONG_S)
     return {"result": context.attempt}
 

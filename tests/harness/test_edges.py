@@ -58,7 +58,7 @@ def test_it_starts_without_them_and_serves_what_it_has(mesh: MeshUnderTest) -> N
 
     def serves() -> bool:
         try:
-            return mesh.session(session["id"], on="edge-1")["status"] == "completed"
+            return bool(mesh.session(session["id"], on="edge-1")["status"] == "completed")
         except Exception:  # it is starting
             return False
 

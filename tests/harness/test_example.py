@@ -7,7 +7,7 @@ from node.testing import MeshUnderTest
 
 
 @ritual
-async def weigh(context: Context) -> dict:
+async def weigh(context: Context) -> dict[str, object]:
     """Weighs a word for two seconds."""
     await asyncio.sleep(2.0)
     return {"result": len(context.task), "patterns": [f"attempt {context.attempt}"]}

@@ -2,6 +2,7 @@
 
 import collections
 import http.client
+from typing import Any
 
 import pytest
 
@@ -127,7 +128,7 @@ def test_write_on_every_node_is_read_on_every_node(mesh: MeshUnderTest) -> None:
 
 def test_submission_repeated_over_a_leader_change_is_one_session(mesh: MeshUnderTest) -> None:
     leader = mesh.start()
-    body = {"id": "6ba7b810-9dad-41d1-80b4-00c04fd430c8", "thought": "once", "branches": WAITS[:4]}
+    body: dict[str, Any] = {"id": "6ba7b810-9dad-41d1-80b4-00c04fd430c8", "thought": "once", "branches": WAITS[:4]}
     mesh[leader].call("POST", "/v1/sessions", body).expect(201)
     mesh.kill(leader)
 

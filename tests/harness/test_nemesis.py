@@ -53,6 +53,8 @@ class Nemesis:
                 mesh.slow(name, delay_s=dice.random() / 2)
             case "heal":
                 mesh.heal()
+            case _:
+                pass  # it cannot strike there
 
     def end(self) -> None:
         for name in self.mesh.nodes():

@@ -25,7 +25,7 @@ async def alone(context: Context) -> str:
     return context.task
 
 
-def submit(mesh: MeshUnderTest, count: int = 1, ritual: str = "linger", **more: object) -> str:
+def submit(mesh: MeshUnderTest, count: int = 1, ritual: str = "linger", **more: Any) -> str:
     return str(mesh.submit(thought="?", ritual=ritual, branches=[{"task": "t"}] * count, **more)["id"])
 
 

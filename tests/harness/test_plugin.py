@@ -1,5 +1,6 @@
 """The pytest plugin, as somebody uses it who has a ritual to test."""
 
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 LOAD = [] if entry_points(group="pytest11", name="meshnode") else ["-p", "node.pytest_plugin"]
+
+Run = Callable[..., pytest.RunResult]
 
 RUNS = """
 def test_it_runs(mesh):
@@ -23,7 +26,7 @@ def test_shows(mesh):
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for variable in ("MESHNODE_TEST_SEED", "MESHNODE_TEST_MODE"):
         monkeypatch.delenv(variable, raising=False)
@@ -35,13 +38,13 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_a_mesh_runs_in_both_modes(run) -> None:
+def test_a_mesh_runs_in_both_modes(run: Run) -> None:
     result = run(RUNS, "--meshnode-mode=both", "-v")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["*test_it_runs?virtual?*", "*test_it_runs?processes?*"])
 
 
-def test_a_seed_is_of_the_test_unless_one_is_asked_for(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_is_of_the_test_unless_one_is_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(source: str, *options: str) -> list[str]:
         return [line[line.index("made ") :] for line in run(source, *options).outlines if "made " in line]
 
@@ -56,7 +59,7 @@ def test_a_seed_is_of_the_test_unless_one_is_asked_for(run, monkeypatch: pytest.
     assert made(SHOWS) == ["made VirtualMesh 13"]
 
 
-def test_a_failure_says_what_the_nodes_said_and_how_to_replay(run) -> None:
+def test_a_failure_says_what_the_nodes_said_and_how_to_replay(run: Run) -> None:
     result = run("def test_fails(mesh):\n    mesh.start(cores=1)\n    assert False\n", "--meshnode-seed=4")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
@@ -71,13 +74,13 @@ def test_a_failure_says_what_the_nodes_said_and_how_to_replay(run) -> None:
         (f"import pytest\n@pytest.mark.meshnode(mode='real')\n{SHOWS.strip()}\n", [], "there is no mode 'real'"),
     ],
 )
-def test_what_is_not_understood_is_refused(run, source: str, options: list[str], says: str) -> None:
+def test_what_is_not_understood_is_refused(run: Run, source: str, options: list[str], says: str) -> None:
     result = run(source, *options)
     assert says in result.stderr.str() + result.stdout.str()
     assert result.ret != 0
 
 
-def test_nothing_is_imported_for_those_who_do_not_use_it(run) -> None:
+def test_nothing_is_imported_for_those_who_do_not_use_it(run: Run) -> None:
     result = run(
         "import sys\n"
         "def test_imports():\n"

@@ -22,7 +22,7 @@ async def search(context: Context) -> dict[str, Any]:
     return {"attempt": context.attempt}
 
 
-def submit(mesh: MeshUnderTest, **more: object) -> str:
+def submit(mesh: MeshUnderTest, **more: Any) -> str:
     branches = [{"task": str(number)} for number in range(BRANCHES)]
     return str(mesh.submit(thought="?", ritual="search", branches=branches, **more)["id"])
 

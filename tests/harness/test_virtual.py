@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -15,14 +16,14 @@ LONG_S = 60.0
 
 
 @ritual(version="3", timeout_s=9 * LONG_S)
-async def ponder(context: Context) -> dict:
+async def ponder(context: Context) -> dict[str, Any]:
     """Takes a minute."""
     await asyncio.sleep(LONG_S)
     return {"result": [context.attempt, context.random.random(), random.random()], "patterns": ["slow"]}
 
 
 @ritual(timeout_s=9 * LONG_S)
-def grind(context: Context) -> list:
+def grind(context: Context) -> list[Any]:
     context.progress(0.5, "half")
     time.sleep(LONG_S / 2)
     return [context.task, context.seen(["slow"])]
@@ -52,7 +53,7 @@ def mesh() -> Iterator[VirtualMesh]:
         yield mesh
 
 
-def run(mesh: VirtualMesh, ritual: str, branches: int = 1, deadline_s: float = 9 * LONG_S, **more: object) -> dict:
+def run(mesh: VirtualMesh, ritual: str, branches: int = 1, deadline_s: float = 9 * LONG_S, **more: object) -> Any:
     session = mesh.submit(thought="?", branches=[{"ritual": ritual, "task": "t", **more}] * branches)
     return mesh.wait_session(session["id"], deadline_s)
 
@@ -102,7 +103,9 @@ def test_a_cpu_ritual_stops_where_it_is_when_its_node_dies(mesh: VirtualMesh) ->
     mesh.start(rituals=[write_twice])
     session = mesh.submit(thought="?", branches=[{"ritual": "write_twice", "task": "t"}])
     mesh.run_for(5.0)
-    mesh.kill(mesh.holder(session["id"]))
+    holder = mesh.holder(session["id"])
+    assert holder is not None
+    mesh.kill(holder)
     mesh.wait_session(session["id"])
     assert EFFECTS == ["1 begins", "2 begins", "2 ends", "2 cleans up"]
     mesh.close()

@@ -11,16 +11,21 @@ from pysyncobj import SyncObj, SyncObjConf, replicated
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-PATIENT = {"raftMinTimeout": 300.0, "raftMaxTimeout": 600.0, "connectionTimeout": 600.0}
+PATIENT: dict[str, Any] = {"raftMinTimeout": 300.0, "raftMaxTimeout": 600.0, "connectionTimeout": 600.0}
 """A follower that stands for no election while it is looked at."""
 
-QUICK = {"raftMinTimeout": 0.04, "raftMaxTimeout": 0.08, "appendEntriesPeriod": 0.01, "leaderFallbackTimeout": 600.0}
+QUICK: dict[str, Any] = {
+    "raftMinTimeout": 0.04,
+    "raftMaxTimeout": 0.08,
+    "appendEntriesPeriod": 0.01,
+    "leaderFallbackTimeout": 600.0,
+}
 """A replica that stands soon."""
 
 DEADLINE_S = 20.0
 
 
-class Script(Transport):
+class Script(Transport):  # type: ignore[misc]
     """Keeps what the replica sends, as the wire would: nothing sent changes afterwards."""
 
     def __init__(self) -> None:
@@ -46,7 +51,7 @@ class Script(Transport):
         return found
 
 
-class Values(SyncObj):
+class Values(SyncObj):  # type: ignore[misc]
     """A replicated list, as a user of the library would write it."""
 
     def __init__(self, others: str, name: str = "a", **settings: Any) -> None:
@@ -55,7 +60,7 @@ class Values(SyncObj):
         super().__init__(Node(name), [Node(other) for other in others], conf, transport=self.script)
         self.values: list[Any] = []  # set after the library's own members: this is what it puts into dumps
 
-    @replicated
+    @replicated  # type: ignore[untyped-decorator]
     def put(self, value: Any) -> None:
         if value == "poison":
             raise ValueError("the command cannot be applied")
@@ -78,7 +83,7 @@ class Values(SyncObj):
         for voter in voters:
             self.script.tell(voter, {"type": "response_vote", "term": asked[-1]["term"]})
         assert self._isLeader(), "the votes were enough"
-        return self.raftCurrentTerm
+        return int(self.raftCurrentTerm)
 
     def is_acknowledged_by(self, peer: str, up_to: int) -> None:
         self.script.tell(peer, acknowledgement(up_to))
@@ -86,7 +91,7 @@ class Values(SyncObj):
 
 def command(value: Any) -> bytes:
     """As `put(value)` is in the log."""
-    return b"\x00" + wire_pickle.dumps((0, (value,)))
+    return b"\x00" + bytes(wire_pickle.dumps((0, (value,))))
 
 
 def entries(first: int, values: str, term: int) -> list[tuple[bytes, int, int]]:

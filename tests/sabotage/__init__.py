@@ -44,7 +44,7 @@ def refuse(names: tuple[str, ...], code: int = errno.EIO) -> None:
     program = [(_LOAD, 0, 0, 0)]
     program += [(_JUMP_IF_EQUAL, count - at, 0, calls[name]) for at, name in enumerate(names)]
     program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERROR | code)]
-    instructions = (_Instruction * len(program))(*program)
+    instructions = (_Instruction * len(program))(*(_Instruction(*step) for step in program))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")

@@ -42,7 +42,7 @@ class Member(Process):
 
 
 class MemberWorld(ReplicaWorld):
-    running: dict[NodeId, Member]  # type: ignore[assignment]
+    running: dict[NodeId, Member]
 
     def __init__(self, seed: int, nodes: int, *, fault_s: float = 12.0, heal_s: float = 120.0) -> None:
         super().__init__(seed, nodes + POOL_EXTRA, fault_s=fault_s, heal_s=heal_s)

@@ -2,7 +2,8 @@
 shells of the product run on a virtual asyncio loop (`loop`); simulated are links, disks, executors and time."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 from unittest import mock
 
 import node.share
@@ -12,6 +13,7 @@ from consensus.state import queries, tables
 from consensus.state.apply import digest
 from consensus.steps import Output
 from node.scheduler import speculation
+from node.testing.virtual import loop as virtual
 from node.testing.virtual.loop import LoopClock
 from node.testing.virtual.time import virtual_time
 from node.wiring import FOUNDING_TABLE
@@ -85,19 +87,17 @@ class MeshWorld(World):
         self.checks.follow(i, driver.observed.applied)
         driver.observed.applied.clear()
 
-    def _wrong_by(self, life: Life | None) -> float:
-        return 0.0 if life is None else self.wall_s[life.node_id]
+    def _wrong_by(self, life: virtual.Life | None) -> float:
+        return self.wall_s[life.node_id] if isinstance(life, Life) else 0.0
 
-    def _run_on_thread(self, life: Life | None, do: object) -> None:
+    def _run_on_thread(self, life: virtual.Life | None, do: Callable[[], Any]) -> None:
         """Only the founding record is written by another thread: the disk strikes here too."""
-        assert life is not None
-        assert callable(do)
+        assert isinstance(life, Life)
         delay_s = self.dice.random() * (0.5 if self.mix.happens("slow_disk", 0.3) else 0.01)
         fails = life.node_id in self.full_disks or self.mix.happens("torn_commit", 0.05)
         self.clock.at(delay_s, self._write, life, do, fails)
 
-    def _write(self, life: Life, do: object, fails: bool) -> None:
-        assert callable(do)
+    def _write(self, life: Life, do: Callable[[], Any], fails: bool) -> None:
         if not life.is_alive:
             return
         if fails and self.dice.random() < 0.5:

@@ -16,7 +16,7 @@ from consensus.state.rows import Lease
 from consensus.state.sessions import queue_entry
 from consensus.state.tables import BRANCHES, LEASES, QUEUE, encode_row
 from consensus.steps import Resolved
-from node.scheduler import policy
+from node.scheduler import judgement, policy
 from node.scheduler.lease_clock import LeaseClock
 from node.service.times import now_ms
 from node.work import Assignments
@@ -51,7 +51,7 @@ def short_lease(patch: Patch) -> None:
 
 
 def never_back(patch: Patch) -> None:
-    real = policy.judge_members
+    real = judgement.judge_members
     patch.setattr(
         policy,
         "judge_members",

@@ -6,6 +6,7 @@ import random
 from consensus.state import queries
 from consensus.state.events import MemberStatusChanged
 from node.testing import VirtualMesh
+from storage.ids import NodeId
 
 HOUR_S = 3600.0
 
@@ -46,8 +47,9 @@ class Scheduler:
         return self.dice.random() * (0.4 if chance < 0.9 else 1.5 if chance < 0.99 else 2.8)
 
 
-def deaths(mesh: VirtualMesh) -> list[str]:
-    found, place = [], (0, 0)
+def deaths(mesh: VirtualMesh) -> list[NodeId]:
+    found: list[NodeId] = []
+    place = (0, 0)
     with mesh[mesh.running()[0].name].store.read() as txn:
         while events := queries.events_since(txn, *place, 1000):
             place = (events[-1].index, events[-1].position)

@@ -30,7 +30,7 @@ class RenameMember(commands.Command, frozen=True, kw_only=True, tag="rename_memb
 
 
 versions.SINCE = {RenameMember: versions.COMMAND_VERSION}  # type: ignore[misc]
-commands.AnyCommand = commands.AnyCommand | RenameMember  # type: ignore[misc]
+commands.AnyCommand = commands.AnyCommand | RenameMember
 
 _encode_hello, _encode_frame = handshake.encode, messages.encode_frame
 
@@ -48,7 +48,7 @@ def _frame_with_more(said: Sequence[Any]) -> bytes:
 
 
 handshake.encode = _hello_with_more
-messages.encode_frame = _frame_with_more
+messages.encode_frame = _frame_with_more  # type: ignore[assignment]
 
 # Only now what takes these names from those modules:
 from consensus.state import apply, encoding, tables  # noqa: E402

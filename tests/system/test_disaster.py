@@ -56,7 +56,7 @@ def join_as_new(mesh: LocalMesh, *names: str) -> None:
         mesh.restart(name)
     for name in names:
         standing = lambda name=name: ((mesh.status(name) or {}).get("membership") or {}).get("standing")  # noqa: E731
-        mesh.wait(f"{name} votes", lambda standing=standing: standing() == "voter", 60)
+        mesh.wait(f"{name} votes", lambda standing=standing: standing() == "voter", 60)  # type: ignore[misc]
     mesh.wait_ready()
 
 
@@ -82,7 +82,7 @@ def test_backups_under_load_are_whole_and_the_restored_mesh_is_equal(mesh: Local
             before = submitted
             facts = meshnode_json("backup", tmp_path / f"{daemon.name}.backup", "--url", daemon.url)
             indexes.append(facts["index"])
-            mesh.wait("submissions go on", lambda before=before: submitted > before)
+            mesh.wait("submissions go on", lambda before=before: submitted > before)  # type: ignore[misc]
         assert sorted(set(indexes)) == indexes
     finally:
         stop.set()
@@ -167,7 +167,7 @@ def test_one_of_three_recovers_with_its_data(mesh: LocalMesh) -> None:
 
     mesh.restart(other.name)
     for daemon in (survivor, other):
-        mesh.wait("both sides say what to do", lambda daemon=daemon: "superseded_mesh" in daemon.log_text())
+        mesh.wait("both sides say what to do", lambda daemon=daemon: "superseded_mesh" in daemon.log_text())  # type: ignore[misc]
         assert "move its data directory away" in daemon.log_text()
         assert any("data directory must be moved away" in text for text in (daemon.status() or {})["warnings"])
     assert everything(survivor)["sessions"][0]["status"] == "completed"

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def mesh_id(daemon: Daemon) -> str | None:
     return (daemon.status() or {}).get("mesh_id")
 
 
-def logged(daemon: Daemon, *words: str) -> list[dict]:
+def logged(daemon: Daemon, *words: str) -> list[dict[str, Any]]:
     """Log lines that contain all the words."""
     lines = [line for line in daemon.log_text().splitlines() if all(word in line for word in words)]
     return [json.loads(line) for line in lines]
@@ -73,7 +74,7 @@ def test_wrong_secret_is_refused_and_said_on_both_sides(tmp_path: Path) -> None:
         for daemon in mesh.daemons.values():
             daemon.start()
         for daemon in (mesh["node-1"], stranger):
-            mesh.wait(f"{daemon.name} says why", lambda d=daemon: logged(d, "secret", "warning"))
+            mesh.wait(f"{daemon.name} says why", lambda d=daemon: logged(d, "secret", "warning"))  # type: ignore[misc]
         # The right ones are not disturbed: with the secret corrected the mesh forms.
         stranger.stop()
         mesh.configure(stranger, 3, True, seeds, {})

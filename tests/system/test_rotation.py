@@ -137,7 +137,7 @@ def assert_refused(mesh: LocalMesh, old: Secrets, directory: Path) -> None:
     with LocalMesh(directory, 1, with_seeds=True) as other:
         stranger = other["node-1"]
         old.replace(other.secret_file)
-        document = {
+        document: dict[str, dict[str, object]] = {
             "node": {"name": "stranger", "data_dir": str(stranger.directory / "data")},
             "mesh": {
                 "name": mesh.name, "secret_file": str(other.secret_file), "bind": "127.0.0.1", "zeroconf": False,
@@ -179,6 +179,7 @@ def test_leaf_nodes_of_several_parents_take_every_step(mesh: LocalMesh, tmp_path
         assert Secrets.load(secret_of(mesh["node-1"])) == taken
         shutil.copy(secret_of(mesh["node-1"]), secret_of(mesh["leaf-2"]))
     mesh.wait("the rotation is done", lambda: rotate(mesh)[1]["verdict"] == "idle")
+    taken = Secrets.load(secret_of(mesh["node-1"]))
     assert_refused(mesh, old, tmp_path / "stranger")
     for leaf in leaves:
         wait_parent(mesh, leaf)

@@ -37,7 +37,8 @@ class Operation:
 class Model(Protocol):
     """What the object does when nobody else is there."""
 
-    initial: Hashable
+    @property
+    def initial(self) -> Hashable: ...
 
     def step(self, state: Any, given: Any, output: Any) -> Iterable[Hashable]:
         """The states that the operation may lead to if it takes effect in `state` and is answered `output`; none if it

@@ -27,7 +27,7 @@ class Read(NamedTuple):
 
 
 class Created(NamedTuple):
-    index: int
+    rev: int
 
 
 class Exists(NamedTuple):
@@ -68,7 +68,7 @@ class SessionModel:
 
     initial = None
 
-    def step(self, state: Session | None, given: Any, output: Any) -> Iterator[Session | None]:
+    def step(self, state: Session | None, given: Submit | Cancel | Read, output: Any) -> Iterator[Session | None]:
         match given:
             case Submit(body):
                 yield from self._submit(state, body, output)
@@ -83,7 +83,7 @@ class SessionModel:
     def _submit(self, state: Session | None, body: str, output: Any) -> Iterator[Session]:
         if state is None:
             if isinstance(output, Created):
-                yield Session(body, output.index, "open", True)
+                yield Session(body, output.rev, "open", True)
             elif output in (None, Exists()):
                 yield Session(body, 0, "open", False)
         elif output is None or output == (Exists() if state.body == body else Conflict()):

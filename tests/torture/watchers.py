@@ -10,7 +10,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from node.testing import Daemon
 
@@ -114,11 +114,24 @@ class Watcher(threading.Thread):
             self._on_event(json.loads(data))
 
 
-def differences(watchers: Sequence[Watcher]) -> list[str]:
+class Stream(Protocol):
+    """What a watcher saw; `ids` and `digests` belong together, event by event."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def digests(self) -> Sequence[int]: ...
+
+
+def differences(streams: Sequence[Stream]) -> list[str]:
     """Every stream must be the same, event by event, up to where the shortest one ends."""
     found = []
-    first = watchers[0]
-    for other in watchers[1:]:
+    first = streams[0]
+    for other in streams[1:]:
         count = min(len(first.ids), len(other.ids))
         for number in range(count):
             if first.ids[number] != other.ids[number] or first.digests[number] != other.digests[number]:

@@ -111,7 +111,7 @@ class Machine:
     def call(self, method: str, path: str, body: object = None, timeout_s: float = DEADLINE_S) -> Answer:
         return self.mesh.request(self, method, path, body, timeout_s)
 
-    def status(self, timeout_s: float = 5.0) -> Any | None:
+    def status(self, timeout_s: float = 5.0) -> Any:
         try:
             answer = self.call("GET", "/status", timeout_s=timeout_s)
         except OSError:

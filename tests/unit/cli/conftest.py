@@ -72,6 +72,8 @@ def start_node() -> Iterator[Callable[[], FakeNode]]:
     running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
 
     def start() -> FakeNode:
+        fake = FakeNode("")
+
         class Handler(BaseHTTPRequestHandler):
             def handle_any(self) -> None:
                 parts = urlsplit(self.path)
@@ -79,7 +81,7 @@ def start_node() -> Iterator[Callable[[], FakeNode]]:
                 data = self.rfile.read(length)
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
                 body = json.loads(data) if data else None
-                answer = node.answer(Request(self.command, parts.path, query, body, dict(self.headers)))
+                answer = fake.answer(Request(self.command, parts.path, query, body, dict(self.headers)))
                 self.send_response(answer.status)
                 if answer.stream is not None:
                     self.send_header("Content-Type", "text/event-stream")
@@ -104,11 +106,11 @@ def start_node() -> Iterator[Callable[[], FakeNode]]:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = False  # server_close then waits for them
-        node = FakeNode(f"http://127.0.0.1:{server.server_port}")
+        fake.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
         thread.start()
         running.append((server, thread))
-        return node
+        return fake
 
     yield start
     for server, thread in running:

@@ -38,8 +38,10 @@ def test_options_before_and_after_the_action_hold(start_node: Callable[[], FakeN
     """One that is lost would send the change to another mesh."""
     other = start_node()
     quorum = {"voters": 3, "majority": 2, "healthy": 3, "survives": 1}
-    plan = {"dry_run": True, "allowed": True, "refusal": None, "steps": [], "before": quorum, "after": quorum}
-    other.on("/v1/members/ben/change", plan)
+    other.on(
+        "/v1/members/ben/change",
+        {"dry_run": True, "allowed": True, "refusal": None, "steps": [], "before": quorum, "after": quorum},
+    )
     options = ["--url", other.url, "--json"]
     action = ["remove", "ben", "--dry-run"]
     assert main(["nodes", *options, *action] if is_before else ["nodes", *action, *options]) == Exit.OK

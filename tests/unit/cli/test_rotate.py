@@ -108,6 +108,7 @@ def test_it_leads_through_all_three_steps(path: Path, mesh: Mesh, capsys: pytest
             mesh.secrets[name] = taken
     assert main(["secret", "rotate", str(path)]) == Exit.OK
     assert "no rotation is under way" in capsys.readouterr().out
+    taken = Secrets.load(path)
     assert taken.other is None
     assert taken.presented != X
 

@@ -86,13 +86,12 @@ def test_a_newcomer_is_taken_in_by_whomever_it_asks_and_then_promoted() -> None:
 def test_a_leader_that_is_to_vote_no_more_hands_over_first() -> None:
     async def main() -> None:
         async with mesh() as (net, changes):
-            is_done = False
-            while not is_done:
+            while True:
                 leader = await leader_of(net)
                 # On a busy machine the others may be silent for an election timeout just now: these are short.
                 with contextlib.suppress(ChangeRefused):
                     await changes[leader].ask([Change("demote", leader, is_resting=True)])
-                    is_done = True
+                    break
             configuration = net.groups[await leader_of(net, but=leader)].status().configuration
             assert (configuration.learners, configuration.resting) == ((leader,), (leader,))
 

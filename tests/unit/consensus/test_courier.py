@@ -21,7 +21,8 @@ class Silent:
 
     async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
         self.asked.append(peer)
-        return await asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        return await answer
 
 
 @pytest.mark.parametrize("has_begun", [True, False])

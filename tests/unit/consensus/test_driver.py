@@ -4,9 +4,8 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -17,8 +16,9 @@ from consensus.inbox import StreamUp
 from consensus.journal import TABLES
 from consensus.limits import RaftSettings
 from consensus.machine import DomainMachine
-from consensus.state.commands import Canary
+from consensus.state.commands import Applied, Canary, Refused
 from consensus.state.encoding import encode_command
+from consensus.state.events import Numbered
 from consensus.state.tables import TABLES as DOMAIN_TABLES
 from consensus.steps import LinkUp, Output, Propose
 from storage.ids import NodeId
@@ -102,7 +102,7 @@ def test_commands_are_agreed_over_streams_alone() -> None:
         until(lambda: leader.answers == list(range(100)))
 
 
-def test_a_leader_whose_loop_stalls_hands_over(monkeypatch) -> None:
+def test_a_leader_whose_loop_stalls_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_module, "LOOP_STALL_S", 0.1)
     with connected() as sites:
         until(lambda: leaders(sites))
@@ -116,7 +116,7 @@ def test_a_leader_whose_loop_stalls_hands_over(monkeypatch) -> None:
         until(lambda: stalled.role is Role.FOLLOWER)
 
 
-def test_a_replica_waits_for_a_loop_that_takes_nothing(monkeypatch) -> None:
+def test_a_replica_waits_for_a_loop_that_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_module, "DELIVERIES_MAX", 50)
     monkeypatch.setattr(driver_module, "LOOP_STALL_S", 60)
     with connected() as sites:
@@ -138,7 +138,7 @@ class HangingMachine(DomainMachine):
     def __init__(self) -> None:
         self.goes_on = threading.Event()
 
-    def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Any, Sequence[Any]]:
+    def apply(self, txn: Transaction, index: int, command: bytes) -> tuple[Applied | Refused, list[Numbered]]:
         self.goes_on.wait(20)
         return super().apply(txn, index, command)
 

@@ -3,12 +3,13 @@
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from consensus.inbox import Inbox, Stop, StreamUp
 from consensus.limits import INPUTS_PER_STEP_MAX
-from consensus.steps import LinkDown, LinkUp, PeerMessage, Propose, TransferLeadership
+from consensus.steps import Input, LinkDown, LinkUp, PeerMessage, Propose, TransferLeadership
 from storage.ids import NodeId
 from tests.unit.consensus.pipes import PipeStream, close_pipes, pipe
 
@@ -18,13 +19,13 @@ FAR = 60.0
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_open():
+def nothing_left_open() -> Iterator[None]:
     yield
     close_pipes()
 
 
 @pytest.fixture
-def inbox():
+def inbox() -> Iterator[Inbox]:
     made = Inbox()
     made.open()
     yield made
@@ -45,15 +46,16 @@ def connected(inbox: Inbox, peer: NodeId = PEER) -> tuple[PipeStream, PipeStream
     return ours, theirs
 
 
-def test_what_is_posted_comes_in_order(inbox):
-    given = [LinkUp(PEER), Propose(1, b"x"), PeerMessage(PEER, b"m"), LinkDown(PEER, True), TransferLeadership()]
+def test_what_is_posted_comes_in_order(inbox: Inbox) -> None:
+    given: list[Input] = [LinkUp(PEER), Propose(1, b"x"), PeerMessage(PEER, b"m"), LinkDown(PEER, True)]
+    given.append(TransferLeadership())
     for each in given:
         inbox.post(each)
     assert take(inbox) == given
     assert inbox.links == set()
 
 
-def test_a_post_wakes_who_waits(inbox):
+def test_a_post_wakes_who_waits(inbox: Inbox) -> None:
     taken: list[object] = []
     thread = threading.Thread(target=lambda: taken.extend(take(inbox)))
     thread.start()
@@ -62,24 +64,24 @@ def test_a_post_wakes_who_waits(inbox):
     assert taken == [Propose(1, b"x")]
 
 
-def test_nothing_comes_after_the_deadline(inbox):
+def test_nothing_comes_after_the_deadline(inbox: Inbox) -> None:
     assert inbox.take(time.monotonic() + 0.01) == []
 
 
-def test_stop(inbox):
+def test_stop(inbox: Inbox) -> None:
     inbox.post(Propose(1, b"x"))
     inbox.post(Stop())
     assert inbox.take(time.monotonic()) is None
 
 
-def test_one_step_takes_no_more_than_its_share(inbox):
+def test_one_step_takes_no_more_than_its_share(inbox: Inbox) -> None:
     for token in range(INPUTS_PER_STEP_MAX + 1):
         inbox.post(Propose(token, b""))
     assert len(take(inbox)) == INPUTS_PER_STEP_MAX
     assert len(take(inbox)) == 1
 
 
-def test_messages_of_a_stream_come_beside_what_is_posted(inbox):
+def test_messages_of_a_stream_come_beside_what_is_posted(inbox: Inbox) -> None:
     _, theirs = connected(inbox)
     theirs.send(b"one")
     theirs.send(b"two")
@@ -89,14 +91,14 @@ def test_messages_of_a_stream_come_beside_what_is_posted(inbox):
     assert take(inbox) == [PeerMessage(PEER, b"three"), Propose(1, b"x")]
 
 
-def test_frames_take_the_stream_where_there_is_one(inbox):
+def test_frames_take_the_stream_where_there_is_one(inbox: Inbox) -> None:
     _, theirs = connected(inbox)
     frames = [(PEER, b"a"), (OTHER, b"b"), (PEER, b"c")]
     assert inbox.send(frames) == [(OTHER, b"b")]
     assert theirs.receive() == [b"a", b"c"]
 
 
-def test_what_a_socket_does_not_take_goes_out_when_it_can(inbox):
+def test_what_a_socket_does_not_take_goes_out_when_it_can(inbox: Inbox) -> None:
     ours, theirs = connected(inbox)
     ours.is_stuck = True
     assert inbox.send([(PEER, b"a")]) == []
@@ -108,7 +110,7 @@ def test_what_a_socket_does_not_take_goes_out_when_it_can(inbox):
 
 
 @pytest.mark.parametrize("how", ["reading", "writing"])
-def test_a_stream_that_is_over_means_the_link_begins_anew(inbox, how):
+def test_a_stream_that_is_over_means_the_link_begins_anew(inbox: Inbox, how: str) -> None:
     ours, theirs = connected(inbox)
     if how == "reading":
         theirs.close()
@@ -122,7 +124,7 @@ def test_a_stream_that_is_over_means_the_link_begins_anew(inbox, how):
     assert inputs == [LinkUp(PEER)]
 
 
-def test_a_stream_that_is_over_with_its_link_does_not_bring_it_up(inbox):
+def test_a_stream_that_is_over_with_its_link_does_not_bring_it_up(inbox: Inbox) -> None:
     ours, theirs = connected(inbox)
     theirs.close()
     inbox.post(LinkDown(PEER, True))
@@ -131,7 +133,7 @@ def test_a_stream_that_is_over_with_its_link_does_not_bring_it_up(inbox):
     assert ours.is_closed
 
 
-def test_a_stream_ends_with_its_link(inbox):
+def test_a_stream_ends_with_its_link(inbox: Inbox) -> None:
     ours, _ = connected(inbox)
     inbox.post(LinkDown(PEER, False))
     assert take(inbox) == [LinkDown(PEER, False)]
@@ -139,7 +141,7 @@ def test_a_stream_ends_with_its_link(inbox):
     assert inbox.send([(PEER, b"a")]) == [(PEER, b"a")]
 
 
-def test_a_stream_without_a_link_is_not_wanted(inbox):
+def test_a_stream_without_a_link_is_not_wanted(inbox: Inbox) -> None:
     ours, _ = pipe()
     inbox.post(StreamUp(PEER, ours))
     inbox.post(Propose(1, b""))
@@ -147,7 +149,7 @@ def test_a_stream_without_a_link_is_not_wanted(inbox):
     assert ours.is_closed
 
 
-def test_a_new_stream_replaces_the_old_one(inbox):
+def test_a_new_stream_replaces_the_old_one(inbox: Inbox) -> None:
     first, _ = connected(inbox)
     second, theirs = pipe()
     inbox.post(StreamUp(PEER, second))
@@ -157,7 +159,7 @@ def test_a_new_stream_replaces_the_old_one(inbox):
     assert theirs.receive() == [b"a"]
 
 
-def test_what_has_come_before_the_thread_had_the_stream_is_read(inbox):
+def test_what_has_come_before_the_thread_had_the_stream_is_read(inbox: Inbox) -> None:
     ours, theirs = pipe()
     theirs.send(b"early")
     inbox.post(LinkUp(PEER))
@@ -165,7 +167,7 @@ def test_what_has_come_before_the_thread_had_the_stream_is_read(inbox):
     assert take(inbox) == [LinkUp(PEER), LinkUp(PEER), PeerMessage(PEER, b"early")]
 
 
-def test_closing_closes_every_stream():
+def test_closing_closes_every_stream() -> None:
     inbox = Inbox()
     inbox.open()
     held, _ = connected(inbox)

@@ -64,7 +64,8 @@ def any_message(dice: random.Random, term: int, last: int) -> AnyMessage:
         case 4:
             return RequestVote(sender_term, number(last, 1), number(term))
         case 5:
-            return dice.choice([Vote(sender_term), HigherTerm(sender_term), TimeoutNow(sender_term)])
+            said: list[AnyMessage] = [Vote(sender_term), HigherTerm(sender_term), TimeoutNow(sender_term)]
+            return dice.choice(said)
         case 6:
             return RequestPreVote(sender_term, number(term), number(last, 1), number(term))
         case 7:
@@ -146,7 +147,7 @@ def test_a_jump_of_the_term_is_refused() -> None:
 
 
 def test_what_a_newer_version_says_more_is_left_out() -> None:
-    known = [Vote(7), NextIndex(7, 3, False, True)]
+    known: list[AnyMessage] = [Vote(7), NextIndex(7, 3, False, True)]
     frame = msgspec.msgpack.encode([*(msgspec.Raw(encode_frame([said])[1:]) for said in known), [100, 7, "new"]])
     assert decode_frame(frame) == known
     assert decode_frame(msgspec.msgpack.encode([[100]])) == []

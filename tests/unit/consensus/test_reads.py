@@ -275,12 +275,12 @@ def test_whoever_asked_a_leader_that_is_replaced_does_not_wait_for_it() -> None:
 
             group = net.groups[leader]
             group.on_request = group.on_read_request = never  # type: ignore[method-assign]
-            waiting = [asyncio.create_task(net.groups[follower].barrier(30.0))]
-            waiting.append(asyncio.create_task(net.groups[follower].propose(canary(b"x"), 30.0)))
+            reading = asyncio.create_task(net.groups[follower].barrier(30.0))
+            writing = asyncio.create_task(net.groups[follower].propose(canary(b"x"), 30.0))
             await asked.wait()
             assert await group.transfer_leadership()
             async with asyncio.timeout(10):
-                await asyncio.gather(*waiting)
+                await asyncio.gather(reading, writing)
 
     asyncio.run(main())
 

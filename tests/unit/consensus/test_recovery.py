@@ -11,6 +11,7 @@ from consensus.messages import COMMAND, NO_OP, AppendEntries, encode_frame
 from consensus.recovery import UNCERTAIN_SHOWN_MAX, Uncertain, examine, found_alone
 from consensus.replica import Replica
 from consensus.state import queries
+from consensus.state.commands import AnyCommand
 from consensus.state.encoding import encode_command
 from consensus.steps import LinkUp, PeerMessage
 from storage.memory import MemoryStore
@@ -22,7 +23,7 @@ def survivor(uncertain: int = 2) -> MemoryStore:
     """A follower of three: two entries are committed, then the leader and the other one vanish."""
     store = MemoryStore(ALL_TABLES)
     replica = Replica(A, [A, B, C], store, DomainMachine(), RaftSettings(), random.Random(1), 1.0)
-    commands = [register(A), *(submit(session_id(number)) for number in range(1, 1 + uncertain))]
+    commands: list[AnyCommand] = [register(A), *(submit(session_id(number)) for number in range(1, 1 + uncertain))]
     entries = [(NO_OP, 2, 5), *((COMMAND + encode_command(one), 3 + at, 5) for at, one in enumerate(commands))]
     replica.step([LinkUp(B)], 1.0)
     replica.step([PeerMessage(B, encode_frame([AppendEntries(5, 3, 1, 0, entries)]))], 1.1)

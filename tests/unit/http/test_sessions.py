@@ -159,8 +159,8 @@ def test_waiters_are_told_when_the_node_stops() -> None:
 def test_cancel() -> None:
     async def check(client: Client, node: TwinNode) -> None:
         session_id = (await (await client.post("/v1/sessions", json=body())).json())["id"]
-        for payload in ({"json": {"reason": "enough"}}, {}):
-            response = await client.post(f"/v1/sessions/{session_id}/cancel", **payload)
+        for payload in ({"reason": "enough"}, None):
+            response = await client.post(f"/v1/sessions/{session_id}/cancel", json=payload)
             assert (response.status, (await response.json())["session"]["status"]) == (200, "cancelled")
         unknown = await client.post(f"/v1/sessions/{uuid.uuid4()}/cancel")
         assert (unknown.status, (await unknown.json())["code"]) == (404, "unknown_session")

@@ -28,6 +28,7 @@ from consensus.state.encoding import CommandError, encode_command
 from consensus.state.events import Numbered
 from consensus.state.rows import Failure, Knowledge, RitualOffer
 from consensus.state.tables import TABLES
+from consensus.steps import ReplicaStatus
 from mesh.errors import PeerUnavailable
 from mesh.keeper import TrustStatus
 from node.disk import DiskWatch
@@ -126,10 +127,10 @@ class TwinGroup:
         with self.store.read() as txn:
             yield txn
 
-    def status(self) -> TwinStatus:
-        return self.state
+    def status(self) -> ReplicaStatus:
+        return ReplicaStatus(connected=(), checkpoint=None, **vars(self.state))
 
-    def subscribe_status(self, callback: Callable[[TwinStatus], None]) -> object:
+    def subscribe_status(self, callback: Callable[[ReplicaStatus], None]) -> object:
         return None
 
     def subscribe_events(self, callback: Callable[[list[Numbered]], None]) -> object:
@@ -158,6 +159,9 @@ class TwinMesh:
 
     def trust_status(self) -> TrustStatus:
         return TrustStatus(("0a1b2c3d",), None, None, 4e9, 3.9e9, ("the secret file is not taken over",))
+
+    def lags(self) -> tuple[int, float]:
+        return 0, 0.0
 
     async def request(self, peer: NodeId, method: str, payload: bytes, timeout_s: float) -> bytes:
         raise PeerUnavailable("no_link", f"no link to {peer}")

@@ -6,7 +6,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from zeroconf import DNSCache, NotRunningException, ServiceInfo
+from zeroconf import NotRunningException, ServiceInfo
+from zeroconf._cache import DNSCache
 
 from mesh.discovery.interfaces import Interface
 from mesh.discovery.lan import SERVICE_TYPE, LanDiscovery

@@ -84,9 +84,12 @@ def test_time_in_which_this_node_was_deaf_is_not_the_silence_of_others() -> None
 
 
 def test_a_node_that_lags_or_is_stalled_accuses_nobody_for_a_while() -> None:
-    for unwell in (lambda it: it.loop_was_late(LAG_S, 10.0), lambda it: it.doubt(10.0)):
+    for is_late in (True, False):
         liveness = met()
-        unwell(liveness)
+        if is_late:
+            liveness.loop_was_late(LAG_S, 10.0)
+        else:
+            liveness.doubt(10.0)
         assert liveness.is_doubting(10.0)
         assert liveness.verdict(PEER, 10.0) == "suspect"
         assert liveness.verdict(PEER, 10.0 + DOUBT_S) == "silent"

@@ -89,10 +89,10 @@ def test_given_up_half_way_it_is_cleaned_up(store: Environment) -> None:
         await asyncio.gather(task, return_exceptions=True)
         assert not (store.path.parent / DIRECTORY).exists()
         # Also while the copy is being made:
-        task = asyncio.create_task(taken(source))
+        taking = asyncio.create_task(taken(source))
         await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
         assert not (store.path.parent / DIRECTORY).exists()
         assert await taken(source)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -91,7 +92,7 @@ async def leading(
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 20))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 def test_work_is_assigned_as_soon_as_there_is_some() -> None:
@@ -192,7 +193,11 @@ class Straggling(TwinGroup):
         return await super().propose(command, deadline_s)
 
     def told(self, attempt: Attempt, **how: Any) -> None:
-        where = {"session_id": session_id(1), "branch_index": attempt.branch_index, "node_id": attempt.node_id}
+        where: dict[str, Any] = {
+            "session_id": session_id(1),
+            "branch_index": attempt.branch_index,
+            "node_id": attempt.node_id,
+        }
         outcome = Outcome(attempt=attempt.attempt, duration_ms=10, ritual_version="1", **where, **how)
         self.apply(CompleteBranches(outcomes=[outcome], at_ms=self.now_ms))
 
@@ -243,7 +248,7 @@ def test_nothing_is_speculative_while_a_member_does_not_know_of_it(monkeypatch: 
 
 def test_a_long_queue_that_fits_nowhere_does_not_hide_what_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked for when all of the queue has been seen, which may be many decisions after it was due."""
-    monkeypatch.setattr(dispatcher_module.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     monkeypatch.setattr(policy, "LOOK_MIN", 2)
     group = Straggling("0.2.0+commands.2")
     dispatcher = Dispatcher(NODE, group, lambda: Outlook({OTHER: UP}), lambda: group.now_ms)
@@ -294,9 +299,9 @@ def test_a_decision_that_fails_is_made_again(where: str, monkeypatch: pytest.Mon
 
 def test_a_follower_that_acknowledges_nothing_gets_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(dispatcher_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     group = TwinGroup()
-    dispatcher = Dispatcher(NODE, group, dict, lambda: NOW_MS)
+    dispatcher = Dispatcher(NODE, group, lambda: Outlook({}), lambda: NOW_MS)
     group.state.commit_index = 10
     group.state.match_index = {OTHER: 4}
     assert dispatcher._stuck(now[0]) == set()

@@ -48,7 +48,7 @@ def run(scenario: Callable[[World], Awaitable[None]], monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "TELL_S", 0.001)
     monkeypatch.setattr(module, "TELL_AGAIN_S", 0.001)
     world = World()
-    asyncio.run(asyncio.wait_for(scenario(world), 20))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(scenario(world), 20))
     return world
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -103,14 +104,14 @@ def test_who_fails_at_news_keeps_them_from_nobody_else(faulty: type, monkeypatch
 def test_what_older_nodes_do_not_understand_is_said_when_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when one went without ever becoming a member, of which no event tells."""
     monkeypatch.setattr(share_module, "SAY_THE_REST_LOOK_S", 0)
-    looks = iter([True, Unavailable("quarantined", "not now"), True, False])
+    looks: Iterator[bool | Exception] = iter([True, Unavailable("quarantined", "not now"), True, False])
     said: list[object] = []
 
     def goes_too_far(txn: object, version: int) -> bool:
         look = next(looks)
-        if isinstance(look, Unavailable):
-            raise look
-        return look
+        if isinstance(look, bool):
+            return look
+        raise look
 
     async def register(command: object) -> None:
         said.append(command)

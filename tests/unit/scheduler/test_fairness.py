@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from tests.unit.scheduler.world import ListQueue, entry, session
 ONE, TWO, THREE = session(1), session(2), session(3)
 
 
-def entries(identity: SessionId, count: int, start: int = 0, **more: object) -> list[QueueEntry]:
+def entries(identity: SessionId, count: int, start: int = 0, **more: Any) -> list[QueueEntry]:
     return [entry(start + index, session_id=identity, **more) for index in range(count)]
 
 
@@ -107,11 +108,14 @@ def test_those_at_their_limit_are_passed_over_once() -> None:
             decisions += 1
             assert decisions <= 25 * (again + 1)
     del running[session(77)]
+    found: list[SessionId] = []
+
+    def offer(entry: QueueEntry) -> bool:
+        found.append(entry.session_id)
+        return True
+
     for _ in range(25):
-        found: list[SessionId] = []
-        serve(
-            ListQueue(sessions), turns, running, lambda entry, found=found: found.append(entry.session_id) or True, 10
-        )
+        serve(ListQueue(sessions), turns, running, offer, 10)
         if found:
             break
     assert found == [session(77)]

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from consensus.state.commands import AssignBranches, RequeueBranches, SetMemberStatus
 from node.scheduler import policy
-from node.scheduler.judgement import SILENCE_MS, LinkView
+from node.scheduler.judgement import SILENCE_MS, LinkView, judge_members
 from node.scheduler.placement import Floor
 from storage.ids import InstanceId, NodeId
 from tests.unit.scheduler.world import NOW_MS, decide, entry, lease, member, placed, up, view
@@ -94,7 +94,7 @@ def test_a_member_whose_replica_is_stuck_is_alive_and_gets_nothing() -> None:
     nodes = [member("a"), member("b")]
     stuck = dataclasses.replace(view(nodes, [entry(i) for i in range(9)]), stuck={NodeId("b")})
     assert set(placed(stuck).values()) == {"a"}
-    assert policy.judge_members(stuck.members, stuck.evidence, NOW_MS) == []
+    assert judge_members(stuck.members, stuck.evidence, NOW_MS) == []
 
 
 def test_nothing_for_those_who_are_suspect_drain_or_rest() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from consensus.state import apply as machine
 from consensus.state import encoding, patterns, queries
-from consensus.state.commands import Canary, Refused
+from consensus.state.commands import AnyCommand, Canary, Refused
 from consensus.state.encoding import CommandError, decode_command, encode_command
 from consensus.state.events import BranchCompleted, Numbered, SessionSubmitted
 from consensus.state.tables import EVENTS, TABLES, uuid_key
@@ -199,6 +199,7 @@ def test_the_same_log_gives_the_same_digest_under_another_hash_seed(seed: str) -
 
 def test_submissions_are_told_from_other_commands_by_their_bytes() -> None:
     assert encoding.is_submission(encode_command(submit()))
-    others = [register(), cancel(), assign(), complete(), Canary(node_id=A, payload=b"\xaesubmit_session", at_ms=1)]
+    canary = Canary(node_id=A, payload=b"\xaesubmit_session", at_ms=1)
+    others: list[AnyCommand] = [register(), cancel(), assign(), complete(), canary]
     assert not any(encoding.is_submission(encode_command(command)) for command in others)
     assert not encoding.is_submission(b"")

@@ -1,8 +1,9 @@
 """What every store promises, asked of the LMDB environment and of its twin in RAM."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -10,6 +11,7 @@ from storage.environment import Environment
 from storage.memory import MemoryStore
 from storage.transactions import Store
 
+T = TypeVar("T")
 TABLES = ("red", "blue")
 KEYS = [bytes([n]) for n in range(1, 100)]
 
@@ -238,8 +240,8 @@ def test_statistics_on_any_thread(filled: Store) -> None:
     assert filled.statistics().readers == 0
 
 
-def in_another_thread(function):  # type: ignore[no-untyped-def]
-    results: list[object] = []
+def in_another_thread(function: Callable[[], T]) -> T:
+    results: list[T] = []
     thread = threading.Thread(target=lambda: results.append(function()))
     thread.start()
     thread.join(60)
@@ -257,7 +259,7 @@ def make_other(store: Store, tmp_path: Path) -> Store:
 
 def test_a_store_becomes_another_at_once(filled: Store, tmp_path: Path) -> None:
     assert filled.tables == TABLES
-    filled.adopt(make_other(filled, tmp_path))  # type: ignore[arg-type]  # of the same kind
+    filled.adopt(make_other(filled, tmp_path))  # of the same kind
     with filled.read() as snapshot:
         assert snapshot.count("red") == 0
         assert list(snapshot.scan("blue")) == [(b"new", b"1")]
@@ -294,5 +296,5 @@ def test_a_store_becomes_another_when_open_snapshots_have_ended(filled: Store, t
 def test_a_store_is_not_replaced_within_a_transaction(filled: Store, tmp_path: Path) -> None:
     other = make_other(filled, tmp_path)
     with filled.write(), pytest.raises(RuntimeError):
-        filled.adopt(other)  # type: ignore[arg-type]  # of the same kind
+        filled.adopt(other)  # of the same kind
     other.close()

@@ -306,7 +306,7 @@ def test_a_replacement_that_fails_half_way_leaves_the_old_data(tmp_path: Path, m
     def fail(source: Path, target: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(environment.os, "rename", fail)
+    monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(DiskFailed):
         store.adopt(other)
     with pytest.raises(StoreClosed):

@@ -7,6 +7,7 @@ import pytest
 from storage import environment, opening
 from storage.environment import Environment
 from storage.errors import NewerFormat, OlderFormat
+from storage.migration import Migration
 from storage.transactions import WriteTransaction
 
 
@@ -25,7 +26,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def step(number: int) -> environment.Migration:
+def step(number: int) -> Migration:
     def rewrite(txn: WriteTransaction) -> None:
         assert txn.get("rows", b"key") == str(number).encode()
         txn.put("rows", b"key", str(number + 1).encode())

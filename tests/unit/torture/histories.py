@@ -24,10 +24,15 @@ class Register:
                 happens = state == old
                 if output is None or output == ("swapped", happens):
                     yield new if happens else state
+            case _:
+                raise ValueError(f"a register is not asked {given}")
 
 
-def history(*rows: tuple[float, float | None, Hashable, Hashable | None]) -> list[Operation]:
-    """Rows of call, return, what was asked, what was answered."""
+Row = tuple[float, float | None, Hashable, Hashable | None]
+"""Call, return, what was asked, what was answered."""
+
+
+def history(*rows: Row) -> list[Operation]:
     return [
         Operation(f"client-{number}", call, back, given, output)
         for number, (call, back, given, output) in enumerate(rows)

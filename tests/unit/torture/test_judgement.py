@@ -1,6 +1,7 @@
 """What is measured and held against the mesh afterwards, on records made by hand."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_a_violation_is_told_with_its_history() -> None:
     (told,) = found.violations
     assert "session bad" in told
     assert "two@b" in told
-    assert "Created(index=4)" in told
+    assert "Created(rev=4)" in told
 
 
 def test_tables_must_be_equal() -> None:
@@ -85,7 +86,7 @@ def test_tables_must_be_equal() -> None:
     assert "sessions" in told
 
 
-def events(*rows: tuple) -> Lives:
+def events(*rows: tuple[Any, ...]) -> Lives:
     lives = Lives()
     for number, (kind, *rest) in enumerate(rows):
         event = {"id": f"{number}.0", "event": kind, "session_id": "s"}
@@ -124,7 +125,7 @@ BESIDE = (*BEGIN, ("branch_assigned", 0, 2, "b"))
         (("attempt_ended", 0, 2), ("branch_cancelled", 0, 1)),
     ],
 )
-def test_a_life_with_two_attempts_at_a_time(rows: tuple) -> None:
+def test_a_life_with_two_attempts_at_a_time(rows: tuple[Any, ...]) -> None:
     assert events(*BESIDE, *rows).faults == []
 
 
@@ -151,7 +152,7 @@ def test_a_life_with_two_attempts_at_a_time(rows: tuple) -> None:
         (("branch_assigned", 0, 1),),
     ],
 )
-def test_a_life_that_may_not_be(rows: tuple) -> None:
+def test_a_life_that_may_not_be(rows: tuple[Any, ...]) -> None:
     assert events(*rows).faults
 
 

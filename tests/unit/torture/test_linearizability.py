@@ -1,13 +1,15 @@
 """The checker accepts what a real register may show and names what it may not."""
 
 import random
+from collections.abc import Hashable
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.torture.linearizability import Operation, check
-from tests.unit.torture.histories import Register, history, is_linearizable_by_force
+from tests.unit.torture.histories import Register, Row, history, is_linearizable_by_force
 
 WRITE_1, WRITE_2, READ = ("write", 1), ("write", 2), ("read",)
 
@@ -53,12 +55,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("rows", GOOD.values(), ids=GOOD.keys())
-def test_good_histories_are_accepted(rows: list) -> None:
+def test_good_histories_are_accepted(rows: list[Row]) -> None:
     assert check(Register(), history(*rows)).word == "linearizable"
 
 
 @pytest.mark.parametrize(("rows", "culprit"), BAD.values(), ids=BAD.keys())
-def test_bad_histories_are_rejected_and_the_answer_is_named(rows: list, culprit: int | None) -> None:
+def test_bad_histories_are_rejected_and_the_answer_is_named(rows: list[Row], culprit: int | None) -> None:
     operations = history(*rows)
     verdict = check(Register(), operations)
     assert verdict.word == "violated"
@@ -87,7 +89,7 @@ def real_history(seed: int, clients: int, operations: int, values: int) -> list[
     """What clients of a real register may record: each operation takes effect at a random moment between call and
     return; some are never answered, of which some take effect late or never."""
     dice = random.Random(seed)
-    planned = []
+    planned: list[tuple[float, float, float | None, tuple[Any, ...], str]] = []
     for client in range(clients):
         now = dice.random()
         for _ in range(operations):
@@ -99,14 +101,15 @@ def real_history(seed: int, clients: int, operations: int, values: int) -> list[
                 back, effect = None, call + dice.random() * 10
             elif fate < 0.2:
                 back, effect = None, float("inf")
-            ask = dice.choice(
+            ask: tuple[Any, ...] = dice.choice(
                 [READ, ("write", dice.randrange(values)), ("cas", dice.randrange(values), dice.randrange(values))]
             )
             planned.append((effect, call, back, ask, f"client-{client}"))
             now = (back if back is not None else call + 1) + dice.random()
-    state, recorded = Register.initial, []
-    for effect, call, back, ask, client in sorted(planned, key=lambda row: row[0]):
-        answer: object = None
+    state: int = Register.initial
+    recorded = []
+    for effect, call, back, ask, name in sorted(planned, key=lambda row: row[0]):
+        answer: Hashable = None
         if effect < float("inf"):
             if ask[0] == "read":
                 answer = value(state)
@@ -115,7 +118,7 @@ def real_history(seed: int, clients: int, operations: int, values: int) -> list[
             else:
                 answer = ("swapped", state == ask[1])
                 state = ask[2] if state == ask[1] else state
-        recorded.append(Operation(client, call, back, ask, None if back is None else answer))
+        recorded.append(Operation(name, call, back, ask, None if back is None else answer))
     return recorded
 
 
@@ -141,7 +144,7 @@ def any_operation(draw: st.DrawFn) -> Operation:
     call = draw(TIMES)
     if draw(st.integers(0, 4)) == 0:
         return Operation("x", call, None, ask, None)
-    answer = {
+    answer: Hashable = {
         "read": ("value", draw(st.integers(0, 2))),
         "write": "ok",
         "cas": ("swapped", draw(st.booleans())),

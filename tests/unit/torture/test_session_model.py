@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.torture.linearizability import Operation, check
 from tests.torture.session_model import Absent, Cancel, Conflict, Created, Exists, Read, Seen, SessionModel, Submit
-from tests.unit.torture.histories import history, is_linearizable_by_force
+from tests.unit.torture.histories import Row, history, is_linearizable_by_force
 
 A, B = Submit("a"), Submit("b")
 NEW = (0, 1, A, Created(5))
@@ -59,12 +59,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("rows", GOOD.values(), ids=GOOD.keys())
-def test_good(rows: list) -> None:
+def test_good(rows: list[Row]) -> None:
     assert check(SessionModel(), history(*rows)).word == "linearizable"
 
 
 @pytest.mark.parametrize("rows", BAD.values(), ids=BAD.keys())
-def test_bad(rows: list) -> None:
+def test_bad(rows: list[Row]) -> None:
     assert check(SessionModel(), history(*rows)).word == "violated"
 
 
