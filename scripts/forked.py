@@ -18,6 +18,7 @@ import node.leaf.app  # noqa: F401 - so that no copy has to
 from node.cli.main import main
 from node.testing import Daemon
 from node.testing.daemon import Process
+from node.testing.lifeline import open_lifeline, tie
 
 gc.freeze()  # or the first collection of every copy would write to all pages it shares
 
@@ -62,12 +63,15 @@ class ForkedDaemon(Daemon):
     def _launch(self, log: BinaryIO) -> Process:
         sys.stdout.flush()
         sys.stderr.flush()
+        lifeline = open_lifeline()
         pid = os.fork()
         if pid:
+            os.close(lifeline)
             return ForkedProcess(pid)
         code = 1
         try:
-            code = self._become(log)
+            tie(lifeline, os.getpid())
+            code = self._become(log, lifeline)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -75,12 +79,11 @@ class ForkedDaemon(Daemon):
             sys.stderr.flush()
             os._exit(code)
 
-    def _become(self, log: BinaryIO) -> int:
+    def _become(self, log: BinaryIO, lifeline: int) -> int:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the daemon has its own way
         Path("/proc/self/comm").write_text(self.name)  # what `ps` and `top` show
-        with open(os.devnull, "rb") as nothing:
-            os.dup2(nothing.fileno(), 0)
+        os.dup2(lifeline, 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from node.testing.harness import DEADLINE_S, Answer, MeshTestError
+from node.testing.lifeline import open_lifeline, tie
 
 STOP_DEADLINE_S = 10.0
 
@@ -71,15 +72,21 @@ class Daemon:
             self.process = self._launch(log)
 
     def _launch(self, log: BinaryIO) -> Process:
-        """In a process group of its own, so that Ctrl-C does not reach it."""
-        return subprocess.Popen(  # noqa: S603 - our own interpreter and files
-            [*self.prefix, sys.executable, *self.program, "--config", str(self.config_path)],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **self.environment},
-            process_group=0,
-        )
+        """In a process group of its own, so that Ctrl-C does not reach it; it ends with this process."""
+        lifeline = open_lifeline()
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and files
+                [*self.prefix, sys.executable, *self.program, "--config", str(self.config_path)],
+                stdout=log,
+                stderr=log,
+                stdin=lifeline,
+                env={**os.environ, **self.environment},
+                process_group=0,
+            )
+            tie(lifeline, process.pid)
+        finally:
+            os.close(lifeline)
+        return process
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
