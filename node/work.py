@@ -47,7 +47,11 @@ OUTCOME_BATCH_BYTES_MAX = 512 * 1024
 
 RETRY_MS_MIN = 200
 """A failed attempt is followed by a pause that doubles each time, up to REST_MS_MAX: what is broken for a moment has
-time to recover, and what is broken for good does not keep slots busy."""
+time to recover, and what is broken for good does not keep slots busy. So is one that its node could not execute: losses
+are counted too, and a node without a working worker returns what it is given within seconds."""
+
+HANDED_BACK = ("draining", "drained")
+"""What a node that stops has not finished goes on elsewhere at once."""
 
 REPORT_DEADLINE_S = 10.0
 GATHER_S = 0.005
@@ -57,9 +61,12 @@ as much as several outcomes, and a Leaf has work ahead meanwhile. What this node
 REPORT_PAUSE_S = 0.5
 """Between attempts to record outcomes while there is no majority."""
 
+UNSAYABLE = ("too_large", "malformed")
+"""What no command can hold: asking again would ask for ever, and hold up what other branches have to say."""
+
 INPUT_BYTES_MAX = 32 * 1024 * 1024
-"""Encoded knowledge handed to one consolidation; what is beyond is handed over without its `result`, so that a session
-of 10,000 large results does not take the node's memory."""
+"""Encoded knowledge handed to one consolidation; what is beyond is handed over without its `result`, and the ritual is
+told (`inputs_trimmed`), so that a session of 10,000 large results does not take the node's memory."""
 
 INLINE_BRANCHES_MAX = 16
 """Inputs of consolidations up to this size are read on the loop (usually well under a
@@ -188,7 +195,7 @@ class Assignments:
                 if branch.role == "branch":
                     executor.submit(_work(session, branch, event.attempt, None))
                 elif session.total_branches <= INLINE_BRANCHES_MAX:
-                    executor.submit(_work(session, branch, event.attempt, branch_inputs(txn, session.id)))
+                    executor.submit(_work(session, branch, event.attempt, *branch_inputs(txn, session.id)))
                 else:
                     self._own("consolidation inputs", self._prepare(session, branch, event.attempt, executor))
 
@@ -205,14 +212,16 @@ class Assignments:
             return  # the lease runs out, and another node takes over
         if key in self._preparing:
             self._preparing.discard(key)
-            executor.submit(_work(session, branch, attempt, inputs))
+            executor.submit(_work(session, branch, attempt, *inputs))
 
-    def _read_inputs(self, session_id: SessionId) -> list[BranchInput]:
+    def _read_inputs(self, session_id: SessionId) -> tuple[list[BranchInput], bool]:
         with self._consensus.read() as txn:
             return branch_inputs(txn, session_id)
 
 
-def _work(session: Session, branch: Branch, attempt: int, inputs: list[BranchInput] | None) -> Work:
+def _work(
+    session: Session, branch: Branch, attempt: int, inputs: list[BranchInput] | None, is_trimmed: bool = False
+) -> Work:
     return Work(
         session_id=branch.session_id,
         branch_index=branch.branch_index,
@@ -224,12 +233,15 @@ def _work(session: Session, branch: Branch, attempt: int, inputs: list[BranchInp
         timeout_ms=branch.timeout_ms,
         thought=session.thought,
         inputs=inputs,
+        inputs_trimmed=is_trimmed,
     )
 
 
-def branch_inputs(txn: Transaction, session_id: SessionId) -> list[BranchInput]:
-    """Everything a consolidation sees: one entry a branch, in order of `branch_index`."""
-    return [
+def branch_inputs(txn: Transaction, session_id: SessionId) -> tuple[list[BranchInput], bool]:
+    """Everything a consolidation sees: one entry a branch, in order of `branch_index`; and whether results are left
+    out."""
+    rows = list(queries.branches_with_results(txn, session_id, INPUT_BYTES_MAX))
+    inputs = [
         BranchInput(
             branch_index=branch.branch_index,
             task=branch.task,
@@ -243,8 +255,9 @@ def branch_inputs(txn: Transaction, session_id: SessionId) -> list[BranchInput]:
             knowledge=knowledge,
             failure=branch.failure,
         )
-        for branch, knowledge in queries.branches_with_results(txn, session_id, INPUT_BYTES_MAX)
+        for branch, knowledge, _ in rows
     ]
+    return inputs, any(is_trimmed for _, _, is_trimmed in rows)
 
 
 def _key(outcome: Outcome) -> AttemptKey:
@@ -253,6 +266,10 @@ def _key(outcome: Outcome) -> AttemptKey:
 
 def backoff_ms(attempt: int) -> int:
     return min(RETRY_MS_MIN << min(max(attempt - 1, 0), 16), REST_MS_MAX)
+
+
+def _rests(outcome: Outcome) -> bool:
+    return outcome.failure is not None and outcome.failure.code not in HANDED_BACK
 
 
 class Reporter:
@@ -327,16 +344,18 @@ class Reporter:
             try:
                 answer = await self._consensus.propose(command, REPORT_DEADLINE_S)
             except ConsensusError as error:
-                log.warning("outcomes_waiting", outcomes=len(batch), code=error.code)
-                await asyncio.sleep(REPORT_PAUSE_S)
-                continue
+                if error.code not in UNSAYABLE:
+                    log.warning("outcomes_waiting", outcomes=len(batch), code=error.code)
+                    await asyncio.sleep(REPORT_PAUSE_S)
+                    continue
+                answer = Refused(index=0, code=error.code, message=str(error))
             break
         if isinstance(answer, Refused):
             await self._isolate(batch, answer)
 
     def _rested(self, batch: list[Outcome], now_ms: int) -> list[Outcome]:
         """What has failed rests before it is tried again, longer each time."""
-        if all(outcome.failure is None or outcome.is_lost for outcome in batch):
+        if not any(map(_rests, batch)):
             return batch
         try:
             with self._consensus.read() as txn:
@@ -345,9 +364,9 @@ class Reporter:
         except (ConsensusError, StorageError):
             return batch
         return [
-            outcome
-            if outcome.failure is None or outcome.is_lost
-            else msgspec.structs.replace(outcome, retry_at_ms=now_ms + backoff_ms(outcome.attempt))
+            msgspec.structs.replace(outcome, retry_at_ms=now_ms + backoff_ms(outcome.attempt))
+            if _rests(outcome)
+            else outcome
             for outcome in batch
         ]
 
@@ -360,7 +379,8 @@ class Reporter:
             await self._record(batch[middle:])
             return
         outcome = batch[0]
-        log.error("outcome_refused", session=outcome.session_id, branch=outcome.branch_index, code=refusal.code)
-        if outcome.knowledge is not None:
+        log.error("outcome_refused", session=outcome.session_id[:40], branch=outcome.branch_index, code=refusal.code)
+        if outcome.failure is None or outcome.failure.code != refusal.code:
             failure = Failure(code=refusal.code, message=refusal.message)
-            await self._record([msgspec.structs.replace(outcome, knowledge=None, failure=failure)])
+            bare = msgspec.structs.replace(outcome, knowledge=None, failure=failure, ritual_version="")
+            await self._record([bare])

@@ -139,9 +139,10 @@ def get_result(txn: Transaction, session_id: SessionId | str, branch_index: int)
 
 def branches_with_results(
     txn: Transaction, session_id: SessionId | str, result_bytes_max: int
-) -> Iterator[tuple[Branch, Knowledge | None]]:
+) -> Iterator[tuple[Branch, Knowledge | None, bool]]:
     """All branches by index, without the consolidation, each with its knowledge if it has completed: what a
-    consolidation is made of. Once `result_bytes_max` encoded bytes are given, knowledge comes without its `result`."""
+    consolidation is made of. Once `result_bytes_max` encoded bytes are given, knowledge comes without its `result`,
+    and the last value is True."""
     session_key = uuid_key(session_id)
     if session_key is None:
         return
@@ -151,8 +152,9 @@ def branches_with_results(
         if branch.role == "branch":
             result = txn.get(RESULTS, key) if branch.status == "completed" else None
             bytes_left -= 0 if result is None else len(result)
-            decode = decode_knowledge if bytes_left >= 0 else _decode_without_result
-            yield branch, None if result is None else decode(result)
+            is_trimmed = bytes_left < 0
+            decode = _decode_without_result if is_trimmed else decode_knowledge
+            yield branch, None if result is None else decode(result), is_trimmed
 
 
 def list_attempts(txn: Transaction, session_id: SessionId | str, branch_index: int) -> list[Attempt]:

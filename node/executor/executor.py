@@ -265,7 +265,7 @@ class Executor:
         if work.inputs:
             worker.post_stream(attempt.number, input_messages(attempt.number, work))
         else:
-            worker.post(run_message(attempt.number, work, is_trimmed=False))
+            worker.post(run_message(attempt.number, work))
 
     # how attempts end
 
@@ -335,6 +335,8 @@ class Executor:
             if attempt.code is not None:
                 self._conclude(attempt, None)
             elif len(undecided) == 1 and not was_expected:
+                if attempt.work.ritual in self._suspects:  # found: the others are innocent
+                    self._suspects = {attempt.work.ritual: self._suspects[attempt.work.ritual]}
                 attempt.code, attempt.message = "worker_crashed", reason
                 self._conclude(attempt, None)
             else:

@@ -6,9 +6,6 @@ from consensus.state.limits import JSON_DEPTH_MAX, KNOWLEDGE_BYTES_MAX
 
 __all__ = ["CONSOLIDATION_BYTES_MAX", "JSON_DEPTH_MAX", "KNOWLEDGE_BYTES_MAX"]
 
-INPUTS_BYTES_MAX = 64 * 1024 * 1024
-"""All inputs of one consolidation. Beyond it `knowledge.result` is left out of the later ones (`inputs_trimmed`)."""
-
 INPUTS_CHUNK_BYTES = 128 * 1024
 """Inputs are sent in pieces of about this size, so that neither event loop is held for more than about 1 ms."""
 
@@ -73,4 +70,4 @@ START_BACKOFF_S_MAX = 5.0
 
 SUSPECT_S = 300.0
 """An async ritual that was running when its worker crashed beside others is executed alone for this long, so that a
-second crash hits nobody else and names its cause."""
+second crash hits nobody else and names its cause. Then the others are suspected no more."""

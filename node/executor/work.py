@@ -38,7 +38,8 @@ class BranchInput(Row, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt to execute. `inputs` is not None exactly for a consolidation."""
+    """One attempt to execute. `inputs` is not None exactly for a consolidation; `inputs_trimmed`: some of them are
+    without their `result`."""
 
     session_id: SessionId
     branch_index: int
@@ -50,6 +51,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     timeout_ms: int
     thought: str = ""
     inputs: list[BranchInput] | None = None
+    inputs_trimmed: bool = False
 
     @property
     def key(self) -> AttemptKey:

@@ -48,6 +48,7 @@ class Bench:
         *,
         timeout_s: float = 60.0,
         inputs: list[BranchInput] | None = None,
+        inputs_trimmed: bool = False,
         attempt: int = 1,
         index: int | None = None,
         **parameters: Any,
@@ -66,6 +67,7 @@ class Bench:
             timeout_ms=round(timeout_s * 1000),
             thought="why?",
             inputs=inputs,
+            inputs_trimmed=inputs_trimmed,
         )
         self.executor.submit(work)
         return work

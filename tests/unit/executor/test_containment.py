@@ -205,6 +205,8 @@ def test_after_a_crash_beside_others_the_suspects_run_alone(tmp_path: Path) -> N
             assert (again.is_lost, again.failure.code) == (False, "worker_crashed")
             assert (await bench.run("echo")).failure is None
             assert pid is None or bench.async_pid() == pid, "the shared worker was not touched"
+            innocents = [bench.submit("sleep_long", attempt=2) for _ in range(5)]
+            await bench.until(lambda: bench.executor.statistics().async_busy == len(innocents))
 
     drive(test)
 

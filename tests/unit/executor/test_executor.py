@@ -188,8 +188,7 @@ def test_inputs_reach_a_consolidation(tmp_path: Path) -> None:
     drive(test)
 
 
-def test_inputs_beyond_the_cap_lose_their_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.executor.limits.INPUTS_BYTES_MAX", 10_000)
+def test_a_ritual_is_told_that_results_are_left_out(tmp_path: Path) -> None:
     inputs = [
         BranchInput(
             branch_index=index,
@@ -200,14 +199,14 @@ def test_inputs_beyond_the_cap_lose_their_results(tmp_path: Path, monkeypatch: p
             attempt=1,
             status="completed",
             duration_ms=1,
-            knowledge=Knowledge(patterns=["p"], result="x" * 5_000),
+            knowledge=Knowledge(patterns=["p"]),
         )
         for index in range(10)
     ]
 
     async def test() -> None:
         async with running(tmp_path) as bench:
-            outcome = await bench.run("count_inputs", inputs=inputs)
+            outcome = await bench.run("count_inputs", inputs=inputs, inputs_trimmed=True)
             assert outcome.knowledge is not None
             assert (outcome.knowledge.result["trimmed"], outcome.knowledge.result["phrases"]) == (True, 10)
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from consensus.errors import ProposalTimeout
@@ -26,6 +27,7 @@ from consensus.state.commands import (
     SubmitSession,
 )
 from consensus.state.rows import Failure, Knowledge, RitualOffer
+from consensus.state.versions import labelled
 from node import work as work_module
 from node.executor.work import Work
 from node.work import Assignments, Places, Reporter, backoff_ms
@@ -66,7 +68,7 @@ def register(group: TwinGroup, node: NodeId, instance: InstanceId) -> None:
         RegisterMember(
             node_id=node, instance_id=instance, name=node[:4], tier="core", address="", http_address="", slots=2,
             async_slots=10, rituals={name: RitualOffer(version="1", kind="async") for name in ("echo", "consolidate")},
-            software="0", at_ms=NOW_MS,
+            software=labelled("0"), at_ms=NOW_MS,
         )
     )  # fmt: skip
 
@@ -179,6 +181,7 @@ def test_a_consolidation_sees_every_branch(group: TwinGroup, executor: Recording
     assert inputs[0].knowledge is not None
     assert inputs[0].knowledge.result == {"text": "zero"}
     assert inputs[1].failure == failure
+    assert not executor.submitted[-1].inputs_trimmed
 
 
 def test_inputs_beyond_the_cap_come_without_their_result(
@@ -194,6 +197,7 @@ def test_inputs_beyond_the_cap_come_without_their_result(
     assert inputs is not None
     assert [one.knowledge is not None and one.knowledge.result is not None for one in inputs] == [True, False, False]
     assert [one.knowledge is not None and one.knowledge.summary for one in inputs] == ["done"] * 3
+    assert executor.submitted[-1].inputs_trimmed
 
 
 def test_inputs_of_a_large_session_are_read_beside_the_loop(
@@ -354,6 +358,74 @@ def test_one_bad_outcome_does_not_take_its_neighbours_along() -> None:
     assert session.completed == 7
     assert third.status == "pending", "its failure is recorded and it is tried again"
     assert [attempt.failure and attempt.failure.code for attempt in attempts] == ["malformed"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"knowledge": Knowledge(result="x" * 2**21)},
+        {"knowledge": None, "failure": Failure(code="ritual_error", message="x" * 2**21)},
+        {"ritual_version": "x" * 2**21},
+    ],
+)
+def test_an_outcome_too_large_for_a_command_does_not_keep_its_neighbours(changes: dict[str, Any]) -> None:
+    """No worker or Leaf of ours makes one; a ritual that writes into its pipe, or a Leaf that lies, does."""
+    group = TwinGroup()
+    register(group, NODE, INSTANCE)
+    submit(group, 3)
+    for index in range(3):
+        assign(group, index)
+
+    async def scenario() -> None:
+        reporter = Reporter(group, places(RecordingExecutor()), lambda: NOW_MS)
+        async with running(reporter), asyncio.timeout(10):
+            reporter.add(outcome(0))
+            reporter.add(msgspec.structs.replace(outcome(1), **changes))
+            reporter.add(outcome(2))
+            await reporter.wait_idle()
+
+    asyncio.run(scenario())
+    with group.read() as txn:
+        statuses = [branch.status for branch in queries.list_branches(txn, SESSION)]
+        found = queries.list_attempts(txn, SESSION, 1)
+    assert statuses == ["completed", "pending", "completed"]
+    assert [attempt.failure and attempt.failure.code for attempt in found] == ["too_large"]
+
+
+@pytest.mark.parametrize(
+    ("code", "is_lost", "rests"),
+    [
+        ("ritual_error", False, True),
+        ("waited_too_long", True, True),
+        ("worker_lost", True, True),
+        ("drained", True, False),
+    ],
+)
+def test_what_a_node_could_not_execute_rests_and_what_it_hands_back_does_not(
+    code: str, is_lost: bool, rests: bool
+) -> None:
+    """Or a node whose workers crash would use up all the losses of a branch within seconds."""
+    group = TwinGroup()
+    register(group, NODE, INSTANCE)
+    submit(group, 1)
+    assign(group, 0)
+    ended = msgspec.structs.replace(
+        outcome(0), knowledge=None, failure=Failure(code=code, message="?"), is_lost=is_lost
+    )
+
+    async def scenario() -> None:
+        reporter = Reporter(group, places(RecordingExecutor()), lambda: NOW_MS)
+        async with running(reporter), asyncio.timeout(10):
+            reporter.add(ended)
+            await reporter.wait_idle()
+
+    asyncio.run(scenario())
+    with group.read() as txn:
+        session = queries.get_session(txn, SESSION)
+        assert session is not None
+        entry = queries.queue_entry(txn, session, 0)
+    assert entry is not None
+    assert entry.not_before_ms == (NOW_MS + backoff_ms(1) if rests else 0)
 
 
 def test_failed_attempts_rest_longer_each_time() -> None:

@@ -142,7 +142,7 @@ def test_lists_go_on_where_they_stopped() -> None:
     assert replica.read(queries.list_branches, S1, status="failed") == []
     assert replica.read(queries.list_insights, after=1) == []
     pairs = replica.read(lambda txn: list(queries.branches_with_results(txn, S1, 10**6)))
-    assert [(branch.branch_index, result) for branch, result in pairs] == [(0, knowledge()), (1, knowledge())]
+    assert [(branch.branch_index, result) for branch, result, _ in pairs] == [(0, knowledge()), (1, knowledge())]
 
 
 def test_what_is_not_there_is_not_found() -> None:
