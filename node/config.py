@@ -132,6 +132,19 @@ def check_files(config: Config) -> None:
             raise ConfigError(f"{where}: found {str(path)!r} (not readable by this user), allowed: a readable file")
 
 
+def make_data_dir(config: Config) -> None:
+    """Raises ConfigError."""
+    try:
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.listdir(config.data_dir)
+    except OSError as error:
+        reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else _reason(error)
+        raise ConfigError(
+            f"{config.source or 'environment'}: [node] data_dir: found {config.node.data_dir!r} ({reason}), "
+            "allowed: a folder of the user that runs the node, or one that can be made"
+        ) from None
+
+
 def describe(config: Config) -> str:
     """The effective essentials in one line, for `--check`."""
     if config.node.tier not in ("core", "auto"):
@@ -277,7 +290,7 @@ def _from_text(variable: str, section: str, key: str, text: str) -> object:
 def _converted(source: str, name: str, section: str, key: str, value: object) -> object:
     """The value checked against the key's type; nothing is coerced."""
     kind = SECTIONS[section].__annotations__[key]
-    error_text = f"{source}: {name}: found {_shown(value)}, allowed: {allowed(section, key)}"
+    error_text = f"{source}: {name}: found {_culprit(value, kind)}, allowed: {allowed(section, key)}"
     try:
         converted: object = msgspec.convert(value, kind)
     except msgspec.ValidationError:
@@ -285,6 +298,24 @@ def _converted(source: str, name: str, section: str, key: str, value: object) ->
     if isinstance(converted, str) and any(ord(character) < 32 for character in converted):
         raise ConfigError(f"{error_text} without control characters")
     return converted
+
+
+def _culprit(value: object, kind: object) -> str:
+    """Of a table or a list the entry that cannot be, if it is one; else all of it."""
+    entries: list[tuple[object, str]] = []
+    if isinstance(value, dict) and _fits({}, kind):
+        entries = [({name: item}, f"{_shown(name)} = {_shown(item)}") for name, item in value.items()]
+    elif isinstance(value, list) and _fits([], kind):
+        entries = [([item], f"{_shown(item)} in a list") for item in value]
+    return next((shown for alone, shown in entries if not _fits(alone, kind)), _shown(value))
+
+
+def _fits(value: object, kind: object) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _resolved(config: Config, base: Path, environ: Mapping[str, str], origin: Mapping[tuple[str, str], str]) -> Config:
@@ -421,7 +452,7 @@ def _allowed_type(kind: inspect.Type) -> str:
             most = f" ({kind.max_length} at most)" if kind.max_length else ""
             return f"a list of strings{most}"
         case inspect.DictType():
-            return "a table of names and strings"
+            return "a table of names (letters, digits, `_.-`) and strings, each of at most 64 characters"
         case inspect.StrType():
             if kind.pattern:
                 return "a string of 1 to 63 lower-case letters, digits and dashes"

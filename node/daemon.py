@@ -5,11 +5,18 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, Self
 
+import structlog
+
+from node.rituals.registry import Registry
 from node.service.times import now_ms, rising
+
+log = structlog.get_logger()
 
 
 class BaseDaemon:
     """`async with`; what `_start` builds up is taken down through `_exits`. A subclass says how it stops."""
+
+    registry: Registry
 
     def __init__(self) -> None:
         self._exits = contextlib.AsyncExitStack()
@@ -28,6 +35,8 @@ class BaseDaemon:
         except BaseException:
             await self._exits.aclose()
             raise
+        for problem in self.registry.problems:
+            log.warning("ritual_not_offered", ritual=problem.name, source=problem.source, reason=problem.reason)
         return self
 
     async def _start(self) -> None:

@@ -31,7 +31,7 @@ def configure(level: str = "info", format: str = "auto", *, stream: TextIO | Non
     out = stream if stream is not None else sys.stderr
     is_terminal = out.isatty()
     as_console = format == "console" or (format == "auto" and is_terminal)
-    has_colour = is_terminal and not os.environ.get("NO_COLOR")
+    has_colour = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     renderer: structlog.types.Processor = Console(has_colour) if as_console else render_json
     structlog.configure(
         processors=[

@@ -130,7 +130,7 @@ class Progress:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._is_terminal = stream.isatty()
+        self._is_terminal = render.can_redraw(stream)
         self._shown_s = float("-inf")
 
     def show(self, done: int, total: int, size: int, now_s: float) -> None:

@@ -1,5 +1,6 @@
 """`meshnode status`, `nodes`, `ritual list`, `ritual show`: what one node says about itself and the mesh."""
 
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,12 @@ from urllib.parse import quote
 from node.cli import render
 from node.cli.api import Api
 from node.cli.exits import Exit
+
+PEER_COLUMNS = ("name", "tier", "address", "state", "verdict", "rtt_ms", "since_s", "last_error")
+"""What a person asks of a peer first; `--json` has all."""
+
+
+UP_FOR = {"since_s": "up for", "link_s": "link up for"}
 
 
 def run(arguments: Namespace) -> int:
@@ -36,6 +43,7 @@ def run(arguments: Namespace) -> int:
 
 def status_text(status: Mapping[str, Any]) -> str:
     """Sections in the order of the answer; peers and other lists of maps as tables."""
+    status = {**status, "peers": [{name: peer.get(name) for name in PEER_COLUMNS} for peer in status.get("peers", [])]}
     parts: list[str] = []
     plain = {name: value for name, value in status.items() if not _is_nested(value)}
     parts.append(_pairs(plain, ""))
@@ -57,22 +65,28 @@ def nodes_text(answer: Mapping[str, Any]) -> str:
     if not members:
         return "no members yet: is the mesh founded? see meshnode status"
     leader = answer.get("leader")
+    # which commands a node knows matters only while nodes differ
+    is_mixed = len({row.get("command_version") for row in members}) > 1
     rows = [
         [
             row["name"],
             row["node_id"],
-            row["tier"] + (" (leader)" if row["node_id"] == leader else ""),
+            row["tier"],
             row.get("draining") if row["status"] == "alive" and row.get("draining") else row["status"],
-            row.get("standing"),
+            "leader" if row["node_id"] == leader else row.get("standing"),
             f"{row['slots']}+{row['async_slots']}",
-            row["address"],
-            row["software"],
+            row["address"].replace("auto:", "*:"),
+            f"{row['software']} (commands {row['command_version']})" if is_mixed else row["software"],
             "+".join(row.get("secrets") or ["-"]),
         ]
         for row in members
     ]
+    are_told_apart = len({row["name"] for row in members}) == len(members)
     return render.table(
-        ["name", "id", "tier", "status", "standing", "slots", "address", "software", "secret"], rows, keep=(1, 7)
+        ["name", "id", "tier", "status", "standing", "slots", "address", "version", "secret"],
+        rows,
+        keep=(1, 7),
+        spare=(1,) if are_told_apart else (),
     )
 
 
@@ -124,9 +138,10 @@ def _nested(value: Any, indent: str) -> str:
     if value and all(isinstance(item, Mapping) for item in value):
         columns = list(dict.fromkeys(key for item in value for key in item))
         columns = [name for name in columns if not any(_is_nested(item.get(name)) for item in value)]
-        return render.table(
-            [_words(name) for name in columns], [[item.get(name) for name in columns] for item in value], indent=indent
-        )
+        columns = [name for name in columns if any(item.get(name) not in (None, "") for item in value)]
+        rows = [[_value(name, item.get(name)) for name in columns] for item in value]
+        times = [index for index, name in enumerate(columns) if name == "at"]
+        return render.table([_words(name) for name in columns], rows, indent=indent, keep=times)
     return render.bullets([_short(item) for item in value], indent)
 
 
@@ -144,6 +159,12 @@ def _value(name: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float) and name.endswith("_bytes"):
         return render.size(value)
+    if isinstance(value, int | float) and name.endswith("_ms"):
+        return render.duration(value)
+    if isinstance(value, int | float) and name.endswith(("_s", "_s_ago", "_s_max")):
+        return render.duration(value * 1000) + (" ago" if name.endswith("_ago") else "")
+    if value is not None and (name == "at" or name.endswith("_at")):
+        return render.local(value)
     return render.clean(value)
 
 
@@ -156,7 +177,10 @@ def _short(value: object) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    """Without the unit, which stands with the value."""
+    if name in UP_FOR:
+        return UP_FOR[name]
+    return re.sub("_(bytes|ms|s)(_ago)?$|_s(?=_max$)", "", name).replace("_", " ")
 
 
 def _is_nested(value: object) -> bool:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from node.cli import render
 from node.cli.api import Api, overall_timeout_s
-from node.cli.exits import CommandError, Exit
+from node.cli.exits import CommandError, Exit, outlived
 from node.cli.nodes import ANSWER_S, confirm
 
 POLL_S = 0.5
@@ -34,7 +34,8 @@ def run(arguments: Namespace) -> int:
             confirm()
     done = api.post(path, {**body, "dry_run": False})
     if action != "undrain" and not arguments.no_wait:
-        done = {**done, "member": _wait(api, done["node_id"], action, timeout_s)}
+        with outlived("it goes on; see meshnode nodes"):
+            done = {**done, "member": _wait(api, done["node_id"], action, timeout_s)}
     _show(arguments, done, done_text(done))
     return Exit.OK
 
@@ -46,7 +47,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         return f"would give {render.clean(name)} work again"
     lines = [
         f"would give {name} no new work; it executes {_attempts(plan)} now, and what is left at "
-        f"{plan['hand_back_at']} goes on elsewhere"
+        f"{render.local(plan['hand_back_at'])} goes on elsewhere"
     ]
     if action == "leave":
         lines.append("then it leaves the mesh until it is started again")

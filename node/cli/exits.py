@@ -1,5 +1,8 @@
-"""Exit codes of the `meshnode` command; stable, for scripts."""
+"""How the `meshnode` command ends: its exit codes, stable, for scripts; errors; Ctrl-C."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -33,3 +36,13 @@ class CommandError(Exception):
         self.code = code
         self.exit_code = exit_code
         self.fix = fix
+
+
+@contextmanager
+def outlived(what: str) -> Iterator[None]:
+    """Says what goes on in the mesh when Ctrl-C ends the command that waits for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(("\n" if sys.stderr.isatty() else "") + what, file=sys.stderr)  # a terminal stands behind `^C`
+        raise

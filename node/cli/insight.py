@@ -15,9 +15,9 @@ def text(session: Mapping[str, Any], insight: Mapping[str, Any], provenance: Seq
     """`names`: node id -> name, where known."""
     efficiency = insight.get("parallel_efficiency") or session.get("parallel_efficiency")
     facts = [
-        f"{insight.get('branches_used', 0)} of {session.get('total_branches', '?')} branches",
-        f"{insight.get('total_patterns', 0)} patterns",
-        f"{insight.get('total_connections', 0)} connections",
+        f"{insight.get('branches_used', 0)} of {render.counted(session.get('total_branches', 0), 'branch')}",
+        render.counted(insight.get("total_patterns", 0), "pattern"),
+        render.counted(insight.get("total_connections", 0), "connection"),
         f"novelty {render.clean(insight.get('average_novelty', 0.0))}",
     ]
     if insight.get("branches_failed"):
@@ -27,7 +27,7 @@ def text(session: Mapping[str, Any], insight: Mapping[str, Any], provenance: Seq
     parts = [render.heading("Insight"), f"  {render.paint(', '.join(facts), 'dim')}"]
     if insight.get("synthesis"):
         parts.append(render.paragraphs(str(insight["synthesis"])))
-    parts += _ranking(insight.get("ranking") or [])
+    parts += _ranking(insight)
     patterns = insight.get("emergent_patterns") or []
     if patterns:
         parts += [render.heading("Shared patterns"), render.bullets(patterns[:PATTERNS_SHOWN])]
@@ -39,8 +39,8 @@ def text(session: Mapping[str, Any], insight: Mapping[str, Any], provenance: Seq
     return "\n".join(parts)
 
 
-def _ranking(ranking: Sequence[Any]) -> list[str]:
-    rows = [entry for entry in ranking if isinstance(entry, Mapping)]
+def _ranking(insight: Mapping[str, Any]) -> list[str]:
+    rows = [entry for entry in insight.get("ranking") or [] if isinstance(entry, Mapping)]
     if not rows:
         return []
     table = render.table(
@@ -52,7 +52,8 @@ def _ranking(ranking: Sequence[Any]) -> list[str]:
         indent="  ",
         right=(0, 1, 2),
     )
-    title = "Ranking" if len(rows) <= RANKING_ROWS else f"Ranking (best {RANKING_ROWS} of {len(rows)})"
+    total = max(len(rows), int(insight.get("branches_used") or 0))  # an insight ranks no more than the best
+    title = "Ranking" if len(rows) <= RANKING_ROWS else f"Ranking (best {RANKING_ROWS} of {total})"
     return [render.heading(title), table]
 
 

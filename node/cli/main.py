@@ -24,16 +24,18 @@ _EPILOG = (
     + """
 
 environment:
-  MESHNODE_URL, MESHNODE_TOKEN_FILE, MESHNODE_TIMEOUT   defaults of --url, --token-file, --timeout
-  MESHNODE_<SECTION>_<KEY>                              overrides a key of the configuration, e.g. MESHNODE_MESH_PORT
-  NO_COLOR                                              no colours
+  MESHNODE_URL, MESHNODE_TOKEN_FILE, MESHNODE_TIMEOUT
+                            defaults of --url, --token-file, --timeout
+  MESHNODE_<SECTION>_<KEY>  overrides a key of the configuration,
+                            as MESHNODE_MESH_PORT
+  NO_COLOR                  no colours
 """
 )
 
 _SUBMIT_EPILOG = """examples:
   meshnode session submit --ritual echo --task hello --task world --wait
   meshnode session submit --ritual wait --task a --param seconds=2 --watch
-  meshnode session submit --branches-from debt_scenario --thought "Which policy mix holds?" --watch
+  meshnode session submit --branches-from debt_scenario --watch
   meshnode session submit --branches-from reflect ./documents --watch
   meshnode session submit session.json
 """
@@ -42,9 +44,9 @@ _ROTATE_EPILOG = """A rotation has three steps: the new secret is accepted besid
 one is dropped. Each step is taken in FILE on this machine and copied to every other; daemons take a changed file over
 by themselves, and no link goes down. A step that would part nodes is refused (exit code 1), with the reason.
 
-  meshnode secret rotate --begin            step 1; copy FILE to every machine
-  meshnode secret rotate                    step 2, if every node has taken step 1; copy again
-  meshnode secret rotate                    step 3, if every node has taken step 2; copy again
+  meshnode secret rotate --begin   step 1; copy FILE to every machine
+  meshnode secret rotate           step 2, if all have taken step 1; copy again
+  meshnode secret rotate           step 3, if all have taken step 2; copy again
 """
 
 
@@ -107,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="meshnode",
         description="Turns the machines you already have into one compute mesh.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"meshnode {__version__}")
@@ -120,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_nodes(commands, reader)
     _add_session(commands, client, reader)
     why = _add(commands, "why", "why a branch or session is where it is", reader, _WHY_EPILOG)
-    why.add_argument("id", metavar="ID", help="of a branch or a session")
+    why.add_argument("id", metavar="ID", help="of a branch, or the beginning of a session's")
     backup = _add(commands, "backup", "save all sessions and insights in a file", client, _BACKUP_EPILOG)
     backup.add_argument("file", type=Path, metavar="FILE", help="where to save it")
     backup.add_argument("--force", action="store_true", help="replace FILE if it exists")
@@ -210,9 +212,19 @@ def _add(
         description=text[0].upper() + text[1:] + ".",
         parents=[parent],
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
+
+
+class _Help(argparse.HelpFormatter):
+    """Paragraphs are fitted to the terminal; those with indented lines, which are commands and tables, are not."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            block if "\n  " in block else super(_Help, self)._fill_text(block, width, indent) for block in blocks
+        )
 
 
 def _client_options(*, is_inner: bool = False) -> argparse.ArgumentParser:
@@ -284,17 +296,18 @@ def _add_session(
     follow = submit.add_mutually_exclusive_group()
     follow.add_argument("--wait", action="store_true", help="wait for the end and print the insight")
     follow.add_argument("--watch", action="store_true", help="show the progress, then print the insight")
-    _add(actions, "watch", "follow a session until it ends", client).add_argument("id", metavar="ID")
+    watch = _add(actions, "watch", "follow a session until it ends", client)
+    watch.add_argument("id", metavar="ID", help="of the session; a beginning is enough")
     listing = _add(actions, "list", "sessions, newest first", reader)
-    listing.add_argument("--limit", type=int, default=20, metavar="N", help="so many at most (default: 20)")
+    listing.add_argument("--limit", type=_page, default=20, metavar="N", help="so many at most, up to 1000 (20)")
     listing.add_argument(
         "--status", choices=["pending", "processing", "completed", "failed", "cancelled"], help="only these"
     )
     show = _add(actions, "show", "one session and its insight", reader)
-    show.add_argument("id", metavar="ID")
+    show.add_argument("id", metavar="ID", help="of the session; a beginning is enough")
     show.add_argument("--branches", action="store_true", help="list its branches too")
     cancel = _add(actions, "cancel", "cancel what has not finished", client)
-    cancel.add_argument("id", metavar="ID")
+    cancel.add_argument("id", metavar="ID", help="of the session; a beginning is enough")
     cancel.add_argument("--reason", default="cancelled by its user", help="recorded with the session")
 
 
@@ -304,6 +317,8 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("--config and --check belong to the daemon, not to this command")
     match arguments.command:
         case None:
+            if arguments.check and arguments.config is None:
+                parser.error("--check needs --config FILE")
             if arguments.config is None:
                 parser.print_help(sys.stderr)
                 return Exit.USAGE
@@ -355,7 +370,7 @@ def _run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _daemon(path: Path, *, is_check: bool) -> int:
-    from node.config import ConfigError, check_files, describe, load
+    from node.config import ConfigError, check_files, describe, load, make_data_dir
 
     try:
         config = load(path, os.environ)
@@ -367,6 +382,7 @@ def _daemon(path: Path, *, is_check: bool) -> int:
             print(f"ok: {describe(config)}")
             return Exit.OK
         check_files(config)
+        make_data_dir(config)
     except ConfigError as error:
         raise CommandError(str(error), Exit.USAGE) from None
     with _no_extras():
@@ -423,6 +439,12 @@ def _no_extras() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _page(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1000:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: a whole number from 1 to 1000")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -93,11 +93,10 @@ class ProgressLine:
 
     def __init__(self, stream: TextIO, started_s: float) -> None:
         self._stream = stream
-        self._is_terminal = stream.isatty()
+        self._is_terminal = render.can_redraw(stream)
         self._started_s = started_s
         self._shown_s = float("-inf")
         self._rate = Rate()
-        self._text = ""
 
     def show(self, counts: Counts, now_s: float) -> None:
         self._rate.add(now_s, counts.done)
@@ -112,16 +111,9 @@ class ProgressLine:
             self._stream.write("\n")
             self._stream.flush()
 
-    def clear(self) -> None:
-        """Makes room for another message."""
-        if self._is_terminal and self._text:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-
     def _write(self, counts: Counts, now_s: float) -> None:
         columns = shutil.get_terminal_size((100, 24)).columns if self._is_terminal else 200
         text = describe(counts, self._rate.per_second, columns, now_s - self._started_s)
         self._shown_s = now_s
         self._stream.write(f"\r\x1b[K{text}" if self._is_terminal else f"{text}\n")
         self._stream.flush()
-        self._text = text

@@ -34,9 +34,14 @@ COLUMN_CELLS_MIN = 12
 """A column is not cut to less; rather the lines get too long."""
 
 
+def can_redraw(stream: TextIO) -> bool:
+    """Whether it is a terminal that understands escape sequences: an editor's or a serial one is `dumb`."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def has_colour(stream: TextIO | None = None) -> bool:
     """On a terminal, unless NO_COLOR is set (no-color.org)."""
-    return (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return can_redraw(stream or sys.stdout) and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, *styles: str, stream: TextIO | None = None) -> str:
@@ -62,25 +67,34 @@ def table(
     indent: str = "",
     right: Sequence[int] = (),
     keep: Sequence[int] = (),
+    spare: Sequence[int] = (),
 ) -> str:
     """Aligned columns under a head; the widest columns are cut so that lines fit the terminal, but never those in
-    `keep` (ids are useless when cut). `right` names the columns that are aligned to the right."""
+    `keep` (ids are useless when cut). `right` names the columns that are aligned to the right, `spare` those that are
+    left out, the first first, while lines would not fit uncut."""
     texts = [[clean(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(head, *texts, strict=True)]
-    excess = len(indent) + sum(widths) + 2 * (len(widths) - 1) - width()
-    flexible = [index for index in range(len(widths)) if index not in keep]
-    while excess > 0 and flexible:
+    columns = list(range(len(head)))
+
+    def excess() -> int:
+        return len(indent) + sum(widths[column] for column in columns) + 2 * (len(columns) - 1) - width()
+
+    for column in spare:
+        if excess() > 0:
+            columns.remove(column)
+    flexible = [column for column in columns if column not in keep]
+    while excess() > 0 and flexible:
         widest = max(flexible, key=widths.__getitem__)
         if widths[widest] <= COLUMN_CELLS_MIN:
             break
         widths[widest] -= 1
-        excess -= 1
 
     def line(cells: Sequence[str], is_head: bool) -> str:
         parts = []
-        for index, (cell, wide) in enumerate(zip(cells, widths, strict=True)):
+        for column in columns:
+            cell, wide = cells[column], widths[column]
             text = cell if len(cell) <= wide else f"{cell[: wide - 3]}..."
-            text = text.rjust(wide) if index in right else text.ljust(wide)
+            text = text.rjust(wide) if column in right else text.ljust(wide)
             parts.append(paint(text, "bold") if is_head else status(text))
         return indent + "  ".join(parts).rstrip()
 
@@ -126,20 +140,22 @@ def clean(value: object, *, keep_lines: bool = False) -> str:
 
 
 def duration(milliseconds: float | None) -> str:
-    """`350 ms`, `4.2 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    """`350 ms`, `4.2 s`, `3 min`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
     if milliseconds is None:
         return "-"
     seconds = milliseconds / 1000
     if seconds < 1:
-        return f"{milliseconds:.0f} ms"
+        return f"{milliseconds:.1f} ms" if 0 < milliseconds < 10 and milliseconds % 1 else f"{milliseconds:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds // 60)
     if minutes < 60:
-        return f"{minutes} min {int(seconds % 60)} s"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes // 60 % 24} h"
+        whole, rest = f"{minutes} min", f"{int(seconds % 60)} s"
+    elif minutes < 48 * 60:
+        whole, rest = f"{minutes // 60} h", f"{minutes % 60} min"
+    else:
+        whole, rest = f"{minutes // 1440} d", f"{minutes // 60 % 24} h"
+    return whole if rest.startswith("0 ") else f"{whole} {rest}"
 
 
 def local(text: object) -> str:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-import uuid
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from node.cli import drafts, insight, render, why
 from node.cli.api import Api, overall_timeout_s
 from node.cli.events import EventReader
-from node.cli.exits import CommandError, Exit
+from node.cli.exits import CommandError, Exit, outlived
+from node.cli.ids import full_id
 from node.cli.progress import Counts, ProgressLine
 
 TERMINAL = ("completed", "failed", "cancelled")
@@ -28,8 +28,12 @@ RETRY_S = 30.0
 """How long a watcher goes on asking while no node answers: more than an election takes."""
 
 PAGE_ROWS = 1000
-PREFIX_ROWS = 200
-"""A shortened id is looked for among so many of the newest sessions."""
+"""Nodes give no more at once."""
+
+ID_CELLS = 36
+SHORT_CELLS = 8
+WIDE_CELLS = 100
+"""From so wide a terminal on whole ids leave room for the rest."""
 
 
 def run(arguments: Namespace) -> int:
@@ -73,7 +77,8 @@ def follow(api: Api, session_id: str, arguments: Namespace, *, is_shown: bool) -
     """Until the session ends or `--timeout` is over; then its insight."""
     timeout_s = overall_timeout_s(arguments)
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    session = _watched(api, session_id, deadline_s) if is_shown else _awaited(api, session_id, deadline_s)
+    with outlived(f"the session goes on; follow it with: meshnode session watch {session_id}"):
+        session = _watched(api, session_id, deadline_s) if is_shown else _awaited(api, session_id, deadline_s)
     if session["status"] not in TERMINAL:
         raise CommandError(
             f"session {session_id} is {session['status']} after {timeout_s:g} s; it goes on",
@@ -84,16 +89,17 @@ def follow(api: Api, session_id: str, arguments: Namespace, *, is_shown: bool) -
 
 
 def list_sessions(api: Api, arguments: Namespace) -> int:
-    query: dict[str, object] = {"limit": max(1, min(arguments.limit, PAGE_ROWS))}
+    query: dict[str, object] = {"limit": arguments.limit}
     if arguments.status:
         query["status"] = arguments.status
     answer = api.read("/v1/sessions", query)
     if arguments.json:
         render.print_json(answer)
         return Exit.OK
+    cells = _id_cells([row["id"] for row in answer["sessions"]])
     rows = [
         [
-            row["id"],
+            row["id"][:cells],
             row["status"],
             f"{Counts.of(row).done}/{row['total_branches']}",
             row.get("failed", 0),
@@ -107,8 +113,15 @@ def list_sessions(api: Api, arguments: Namespace) -> int:
     else:
         print(render.table(["id", "status", "done", "failed", "submitted", "thought"], rows, right=(2, 3), keep=(0, 4)))
         if answer.get("next"):
-            print("there are more: raise --limit")
+            print("there are more: raise --limit" if arguments.limit < PAGE_ROWS else "there are more")
     return Exit.OK
+
+
+def _id_cells(ids: list[str]) -> int:
+    """Of an id in the list: all of it where the terminal has room, else a beginning that tells them apart."""
+    if render.width() >= WIDE_CELLS:
+        return ID_CELLS
+    return next(cells for cells in range(SHORT_CELLS, ID_CELLS + 1) if len({one[:cells] for one in ids}) == len(ids))
 
 
 def show(api: Api, arguments: Namespace) -> int:
@@ -125,21 +138,6 @@ def cancel(api: Api, arguments: Namespace) -> int:
     else:
         print(f"session {session_id} is {render.status(answer['session']['status'])}")
     return Exit.OK
-
-
-def full_id(api: Api, text: str) -> str:
-    """A session id from its beginning, as a person types it. Raises CommandError if it fits none or several."""
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        pass
-    rows = api.read("/v1/sessions", {"limit": PREFIX_ROWS})["sessions"]
-    found = [row["id"] for row in rows if text and row["id"].startswith(text.lower())]
-    if len(found) == 1:
-        return str(found[0])
-    if found:
-        raise CommandError(f"{len(found)} sessions begin with {text!r}", Exit.NOT_FOUND, "give more of the id")
-    raise CommandError(f"no session begins with {text!r}", Exit.NOT_FOUND, "see meshnode session list")
 
 
 def _awaited(api: Api, session_id: str, deadline_s: float | None) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """`meshnode why ID` and `meshnode session submit --dry-run`: where work goes, and what rules out where it does not."""
 
-import uuid
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from node.cli import render
 from node.cli.api import Api
-from node.cli.exits import CommandError, Exit
+from node.cli.exits import Exit
+from node.cli.ids import full_id
 
 SHOWN_MAX = 20
 """Branches of a dry run that are listed for a person; `--json` has all that the node answers."""
@@ -15,15 +15,7 @@ SHOWN_MAX = 20
 
 def run(arguments: Namespace) -> int:
     api = Api.of(arguments)
-    try:
-        identity = str(uuid.UUID(arguments.id))
-    except ValueError:
-        raise CommandError(
-            f"{arguments.id!r} is not the id of a branch or session",
-            Exit.USAGE,
-            "see meshnode session show ID --branches",
-        ) from None
-    answer = api.read(f"/v1/branches/{identity}/why")
+    answer = api.read(f"/v1/branches/{full_id(api, arguments.id)}/why")
     if arguments.json:
         render.print_json(answer)
         return Exit.OK

@@ -1,6 +1,7 @@
 """Rows to JSON: the field names of the rows, times as ISO 8601 UTC with milliseconds, bytes as hex, and what only the
 state machine needs left out. Pure."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
@@ -9,10 +10,12 @@ import msgspec
 
 from consensus.state.events import Numbered
 from consensus.state.rows import Branch, Insight, Session
+from consensus.state.versions import known_to
 from node.service.ports import LiveView
 from node.service.readings import BranchDetail, InsightDetail, Reading, Submitted
 from node.service.times import iso
 
+_COMMANDS: Final = re.compile(r"[+.]commands\.[0-9]+$")
 _SCALARS: Final = frozenset({str, int, float, bool})
 _HIDDEN: Final = {"Session": {"body_digest", "novelty_sum"}}
 _TIMES: Final = {"at_ms": "at", "deadline_ms": "deadline"}
@@ -116,6 +119,11 @@ def freshness(reading: Reading[Any]) -> dict[str, Any]:
     return {
         "as_of_index": reading.as_of_index, "level": reading.level, "age_ms": reading.age_ms, "leader": reading.leader,
     }  # fmt: skip
+
+
+def software(label: str) -> dict[str, Any]:
+    """What a node registers with: its version, and apart from it the newest command it knows."""
+    return {"software": _COMMANDS.sub("", label), "command_version": known_to(label)}
 
 
 def event(numbered: Numbered) -> dict[str, Any]:

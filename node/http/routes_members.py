@@ -28,6 +28,8 @@ async def change_member(request: web.Request) -> web.Response:
             'Send {"action": "remove", "dry_run": true}; with "replace" also "by".',
         ) from None  # fmt: skip
     service, member = request.app[SERVICE], request.match_info["member"]
+    if wanted.by == member:
+        raise ServiceError("invalid_argument", f"{member[:80]} cannot take its own place.", 'Name another one in "by".')
     if wanted.action in draining.ACTIONS:
         done = await draining.change(service, member, wanted.action, wanted.grace_s, is_dry_run=wanted.dry_run)
     else:

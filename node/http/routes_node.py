@@ -22,7 +22,9 @@ async def get_status(request: web.Request) -> web.Response:
     wanted = Arguments(request.query, FRESHNESS).wanted()
     if wanted != STALE:
         await service.fresh(wanted)
-    return answer(request, status.document(service, wanted.level))
+    document = status.document(service, wanted.level)
+    document["peers"] = [{**peer, **render.software(peer["software"])} for peer in document["peers"]]
+    return answer(request, document)
 
 
 async def get_health(request: web.Request) -> web.Response:
@@ -48,9 +50,12 @@ async def list_members(request: web.Request) -> web.Response:
     accepted = {**secrets.linked_here(service.mesh), service.facts.node_id: service.mesh.trust_status().accepted}
     consensus = service.status_or_none
     running = service.read(lambda txn: draining.running_by_node(queries.leases(txn)))
+    seen = {peer.node_id: peer.address for peer in service.mesh.peers()}
     members = [
         {
             **render.to_json(row),
+            **render.software(row.software),
+            "address": _address(row, seen.get(row.node_id, "")),
             "secrets": accepted.get(row.node_id),
             "standing": None if consensus is None else _standing(row, consensus, service.facts.node_id),
             "running": running[row.node_id],
@@ -59,6 +64,13 @@ async def list_members(request: web.Request) -> web.Response:
         for row in reading.value
     ]
     return answer_reading(request, {"members": members}, reading)
+
+
+def _address(member: Member, seen: str) -> str:
+    """Of one that takes links on all its addresses: that under which it is known here."""
+    host, _, port = member.address.rpartition(":")
+    seen_host, _, seen_port = seen.rpartition(":")
+    return f"{seen_host}:{seen_port if port == '0' else port}" if host == "auto" and seen_host else member.address
 
 
 def _standing(member: Member, consensus: GroupStatus, own: NodeId) -> str:

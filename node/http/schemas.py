@@ -52,6 +52,11 @@ def schemas() -> dict[str, Any]:
         "description": "fingerprints of the mesh secrets it accepts, the one it presents first; null: not known here, "
         "see /v1/trust",
     }
+    rows["Member"]["properties"]["address"]["description"] = (
+        "where it takes links; of a node that takes them on all its addresses (auto), the one under which this node "
+        "knows it"
+    )
+    rows["Member"]["properties"]["command_version"] = {"type": "integer", "description": "the newest command it knows"}
     rows["Member"]["properties"]["standing"] = {
         "type": ["string", "null"],
         "description": "voter, standby, learner (catching up), left, removed or none; null: not known here",

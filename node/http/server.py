@@ -5,6 +5,8 @@ those who send a header byte by byte), header sizes; bodies and writes have dead
 """
 
 import asyncio
+import errno
+import os
 from http import HTTPStatus
 from typing import Any
 
@@ -53,11 +55,7 @@ class HttpServer:
             await web.TCPSite(runner, self._bind, self._port, backlog=128).start()
         except (OSError, OverflowError) as error:
             await runner.cleanup()
-            raise HttpConfigError(
-                "bind_failed",
-                f"http.bind = {self._bind!r}, http.port = {self._port}: cannot listen there: {error}; "
-                "choose another port, or stop whoever uses it",
-            ) from error
+            raise HttpConfigError("bind_failed", _cannot_listen(self._bind, self._port, error)) from error
         self._runner = runner
         host, port = runner.addresses[0][:2]
         return host, port
@@ -66,6 +64,17 @@ class HttpServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+
+def _cannot_listen(bind: str, port: int, error: OSError | OverflowError) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE:
+        return f"port {port} on {bind} is in use: stop the other program or set another [http] port"
+    if number == errno.EACCES:
+        return f"port {port} on {bind} is for privileged users: set [http] port to one above 1023"
+    # asyncio's own text repeats the address; the system's is enough
+    reason = os.strerror(number) if number is not None and number > 0 else str(error)
+    return f"cannot listen on {bind} port {port}: {reason}; check [http] bind and port"
 
 
 class _Runner(web.AppRunner):

@@ -135,7 +135,8 @@ def node(start_node: Callable[[], FakeNode], monkeypatch: pytest.MonkeyPatch) ->
 def member(**changes: Any) -> dict[str, Any]:
     return {
         "node_id": NODE, "name": "ann", "tier": "core", "status": "alive", "slots": 2, "async_slots": 100,
-        "address": "10.0.0.1:7781", "http_address": "127.0.0.1:7780", "software": "0.1.0", **changes,
+        "address": "10.0.0.1:7781", "http_address": "127.0.0.1:7780", "software": "0.1.0", "command_version": 1,
+        **changes,
     }  # fmt: skip
 
 

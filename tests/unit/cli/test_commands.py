@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,13 +25,43 @@ def test_nodes_is_a_table(node: FakeNode, capsys: pytest.CaptureFixture[str]) ->
     node.on("/v1/members", {"members": [member(), member(name="ben", node_id="b" * 26, status="dead")], "leader": NODE})
     assert main(["nodes"]) == Exit.OK
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "id", "tier", "status", "standing", "slots", "address", "software", "secret"]
-    assert lines[1].split() == ["ann", NODE, "core", "(leader)", "alive", "-", "2+100", "10.0.0.1:7781", "0.1.0", "-"]
+    assert lines[0].split() == ["name", "id", "tier", "status", "standing", "slots", "address", "version", "secret"]
+    assert lines[1].split() == ["ann", NODE, "core", "alive", "leader", "2+100", "10.0.0.1:7781", "0.1.0", "-"]
     assert lines[2].split()[3] == "dead"
     node.on("/v1/members", {"members": [member(draining="drained")], "leader": NODE})
     assert main(["nodes"]) == Exit.OK
     assert " drained " in capsys.readouterr().out
     assert "\x1b" not in "".join(lines)
+
+
+def test_nodes_fits_a_narrow_terminal(
+    node: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names do, where they tell nodes apart."""
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [member(secrets=["fe062ccf"]), member(name="ben", node_id="b" * 26, address="auto:7781")]
+    node.on("/v1/members", {"members": rows, "leader": NODE})
+    assert main(["nodes"]) == Exit.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split() == ["ben", "core", "alive", "-", "2+100", "*:7781", "0.1.0", "-"]
+    node.on("/v1/members", {"members": [member(), member(node_id="b" * 26)], "leader": NODE})
+    assert main(["nodes"]) == Exit.OK
+    assert "b" * 26 in capsys.readouterr().out
+
+
+def test_how_new_the_commands_are_is_said_while_nodes_differ(
+    node: FakeNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer = member(name="ben", node_id="b" * 26, command_version=2)
+    node.on("/v1/members", {"members": [newer, newer], "leader": NODE})
+    assert main(["nodes"]) == Exit.OK
+    assert "commands" not in capsys.readouterr().out
+    node.on("/v1/members", {"members": [member(), newer], "leader": NODE})
+    assert main(["nodes"]) == Exit.OK
+    _, old, new = capsys.readouterr().out.splitlines()
+    assert " 0.1.0 (commands 1) " in old
+    assert " 0.1.0 (commands 2) " in new
 
 
 @pytest.mark.parametrize("is_before", [True, False])
@@ -96,7 +127,8 @@ def test_status_shows_sections_and_peers(node: FakeNode, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "alone, waiting for 2 more" in out
     assert "2.0 KiB" in out
-    assert "ben   up     0.4" in out
+    assert "ben   up     0.4 ms" in out
+    assert "address" not in out, "a column without anything in it"
 
 
 def test_rituals(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +160,47 @@ def test_session_list(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> Non
     node.on("/v1/sessions", {"sessions": [], "next": None})
     assert main(["session", "list"]) == Exit.OK
     assert capsys.readouterr().out == "no sessions\n"
+
+
+def test_session_list_on_a_narrow_terminal_has_short_ids(
+    node: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    twin = f"{SESSION_ID[:10]}{'0' * 26}"
+    node.on("/v1/sessions", {"sessions": [session(), session(id=twin)], "next": None})
+    assert main(["session", "list"]) == Exit.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[1:]] == [SESSION_ID[:11], twin[:11]]
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "x", "-1"])
+def test_a_limit_that_no_node_takes_is_refused(limit: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["session", "list", "--limit", limit])
+    assert ended.value.code == Exit.USAGE
+
+
+def test_why_by_the_beginning_of_a_session_id(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.on("/v1/sessions", {"sessions": [session()], "next": None})
+    answer: dict[str, Any] = {"sentence": "It has ended.", "candidates": [], "unblock": [], "next_deadline": None,
+              "seen_from": {"is_leader": True}}  # fmt: skip
+    node.on(f"/v1/branches/{SESSION_ID}/why", answer)
+    assert main(["why", SESSION_ID[:4]]) == Exit.OK
+    assert capsys.readouterr().out == "It has ended.\n"
+
+
+def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    commands: tuple[list[str], ...] = (
+        [], ["status"], ["nodes"], ["nodes", "leave"], ["why"], ["backup"], ["restore"], ["recover"], ["doctor"],
+        ["session", "submit"], ["session", "watch"], ["secret", "rotate"],
+    )  # fmt: skip
+    for command in commands:
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80, text
 
 
 def test_session_show_by_the_beginning_of_its_id(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,8 @@ def test_rate_looks_back_a_window() -> None:
     assert rate.per_second == pytest.approx(1.0)
 
 
-def test_a_terminal_is_redrawn() -> None:
+def test_a_terminal_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     out = Terminal()
     line = ProgressLine(out, 0.0)
     line.show(counts(1, 0), 0.0)
@@ -57,8 +58,9 @@ def test_a_terminal_is_redrawn() -> None:
     assert out.getvalue().count("\n") == 1
 
 
-def test_elsewhere_a_line_now_and_then() -> None:
-    out = io.StringIO()
+@pytest.mark.parametrize("out", [io.StringIO(), Terminal()], ids=["file", "dumb"])
+def test_elsewhere_a_line_now_and_then(out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
     line = ProgressLine(out, 0.0)
     for tenth in range(int(LINE_PERIOD_S * 10) + 1):
         line.show(counts(tenth, 0), tenth / 10)
@@ -78,6 +80,15 @@ def test_ids_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.splitlines()[1] == f"{'i' * 36}  {'x' * 9}...  {'y' * 9}..."
 
 
+def test_what_can_be_spared_is_left_out_before_anything_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ["ann", "i" * 26, "x" * 10]
+    monkeypatch.setenv("COLUMNS", "44")
+    assert render.table(["name", "id", "a"], [row], spare=(1,)).splitlines()[1] == f"ann   {'i' * 26}  {'x' * 10}"
+    monkeypatch.setenv("COLUMNS", "43")
+    lines = render.table(["name", "id", "a"], [row], spare=(1,)).splitlines()
+    assert lines == ["name  a", f"ann   {'x' * 10}"]
+
+
 @pytest.mark.parametrize(("count", "expected"), [(0, "0 branches"), (1, "1 branch"), (2, "2 branches")])
 def test_counts(count: int, expected: str) -> None:
     assert render.counted(count, "branch") == expected
@@ -86,7 +97,8 @@ def test_counts(count: int, expected: str) -> None:
 @pytest.mark.parametrize(
     ("milliseconds", "expected"),
     [
-        (None, "-"), (350, "350 ms"), (4_200, "4.2 s"), (200_000, "3 min 20 s"), (7_500_000, "2 h 5 min"),
+        (None, "-"), (0, "0 ms"), (0.42, "0.4 ms"), (350, "350 ms"), (120_000, "2 min"), (3_600_000, "1 h"),
+        (4_200, "4.2 s"), (200_000, "3 min 20 s"), (7_500_000, "2 h 5 min"),
         (273_600_000, "3 d 4 h"),
     ],
 )  # fmt: skip
@@ -105,6 +117,9 @@ def test_colour_only_on_a_terminal_and_never_with_no_color(monkeypatch: pytest.M
     assert render.has_colour(Terminal())
     assert not render.has_colour(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
+    assert not render.has_colour(Terminal())
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
     assert not render.has_colour(Terminal())
 
 

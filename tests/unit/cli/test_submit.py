@@ -165,6 +165,21 @@ def test_watching_shows_progress_and_resumes_elsewhere(
     assert resumed.query == {"session": SESSION_ID}
 
 
+@pytest.mark.parametrize("how", ["--wait", "--watch"])
+def test_ctrl_c_says_that_the_session_goes_on(
+    node: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    accepting(node, status="processing", completed=0)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("node.cli.sessions._patiently", interrupt)
+    assert main(["session", "submit", "--ritual", "echo", "--task", "x", how]) == Exit.INTERRUPTED
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"the session goes on; follow it with: meshnode session watch {SESSION_ID}"
+
+
 def test_a_watcher_outlives_an_election(
     node: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from node.config import ConfigError, check_files, load
+from node.config import ConfigError, check_files, load, make_data_dir
 from node.settings import CONFIG_BYTES_MAX, SECTIONS
 
 
@@ -52,6 +52,11 @@ CASES = [
         "[execution], [log]; nearest valid key: [mesh] port",
     ),
     ("mesh = 3", "core.toml: mesh: found 3, allowed: a section [mesh]"),
+    (
+        "[node]\nlabels = { rack = '7', gpu = 1 }",
+        "core.toml: [node] labels: found 'gpu' = 1, allowed: a table of names (letters, digits, `_.-`) and strings, "
+        "each of at most 64 characters",
+    ),
     ("[mesh]\nport = '7781'", "core.toml: [mesh] port: found '7781', allowed: a whole number from 0 to 65535"),
     ("[mesh]\nport = 70000", "core.toml: [mesh] port: found 70000, allowed: a whole number from 0 to 65535"),
     ("[mesh]\nport = 7781.0", "core.toml: [mesh] port: found 7781.0, allowed: a whole number from 0 to 65535"),
@@ -60,7 +65,7 @@ CASES = [
     ("[mesh]\nzeroconf = 1", "core.toml: [mesh] zeroconf: found 1, allowed: true or false"),
     ("[mesh]\nbootstrap_expect = 2", "core.toml: [mesh] bootstrap_expect: found 2, allowed: 1, 3, 5 or 7"),
     ("[mesh]\nseeds = 'a:1'", "core.toml: [mesh] seeds: found 'a:1', allowed: a list of strings (64 at most)"),
-    ("[mesh]\nseeds = [1]", "core.toml: [mesh] seeds: found a list of 1, allowed: a list of strings (64 at most)"),
+    ("[mesh]\nseeds = [1]", "core.toml: [mesh] seeds: found 1 in a list, allowed: a list of strings (64 at most)"),
     ("[mesh]\ninterfaces = 'eth0'", "core.toml: [mesh] interfaces: found 'eth0', allowed: \"auto\" or a list of strings"),
     (
         "[mesh]\nname = 'My Mesh'",
@@ -181,3 +186,11 @@ def test_files_that_are_missing_or_open_to_others(tmp_path: Path) -> None:
         check_files(config)
     secret.chmod(0o600)
     check_files(config)
+
+
+@pytest.mark.parametrize(("folder", "reason"), [("file", "not a folder"), ("file/below", "not a folder")])
+def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path, folder: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "core.toml").write_text(f"[node]\ndata_dir = '{folder}'")
+    with pytest.raises(ConfigError, match=rf"core.toml: \[node\] data_dir: found '{tmp_path}/{folder}' \({reason}\)"):
+        make_data_dir(load(tmp_path / "core.toml", {}))

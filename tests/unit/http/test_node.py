@@ -7,12 +7,13 @@ import msgspec
 import pytest
 from aiohttp.test_utils import TestClient
 
+from consensus.state.commands import RegisterMember
 from node.http.routes import ROUTES
 from node.http.schemas import schemas
 from node.http.server import HttpServer
 from node.service.progress import ProgressClock
-from storage.ids import InstanceId
-from tests.unit.http.twin import NODE, TwinNode, run
+from storage.ids import InstanceId, NodeId
+from tests.unit.http.twin import NODE, NOW_MS, TwinNode, run
 
 Client = TestClient[Any, Any]
 
@@ -24,7 +25,10 @@ def test_status_document() -> None:
         assert status["leader"] == {"node_id": NODE, "name": "alpha"}
         assert (status["role"], status["applied_index"]) == ("leader", 1)
         assert status["voters"][0]["name"] == "alpha"
-        assert status["peers"][0] == {"node_id": "b" * 26, "name": "beta", "state": "down"}
+        assert status["peers"][0] == {
+            "node_id": "b" * 26, "name": "beta", "state": "down", "address": "10.0.0.2:50001",
+            "software": "0.2", "command_version": 3,
+        }  # fmt: skip
         assert status["slots"] == {"slots": 2, "slots_busy": 0}
         assert status["storage"]["data_dir"] == "/data"
         assert status["versions"]["software"]
@@ -92,6 +96,24 @@ def test_members_and_rituals() -> None:
     run(check)
 
 
+@pytest.mark.parametrize(
+    ("registered", "shown"),
+    [("auto:7781", "10.0.0.2:7781"), ("auto:0", "10.0.0.2:50001"), ("10.9.9.9:7781", "10.9.9.9:7781"), ("", "")],
+)
+def test_a_member_on_all_addresses_is_shown_under_the_one_it_is_known_by(registered: str, shown: str) -> None:
+    async def check(client: Client, node: TwinNode) -> None:
+        beta = RegisterMember(
+            node_id=NodeId("b" * 26), instance_id=InstanceId("2" * 16), name="beta", tier="core", address=registered,
+            http_address="", slots=1, async_slots=1, rituals={}, software="1.2+local.commands.7", at_ms=NOW_MS,
+        )  # fmt: skip
+        node.group.apply(beta)
+        members = (await (await client.get("/v1/members")).json())["members"]
+        assert {row["name"]: row["address"] for row in members} == {"alpha": "127.0.0.1:1", "beta": shown}
+        assert (members[1]["software"], members[1]["command_version"]) == ("1.2+local", 7)
+
+    run(check)
+
+
 def test_the_secrets_of_every_node() -> None:
     async def check(client: Client, node: TwinNode) -> None:
         (own,) = (await (await client.get("/v1/trust")).json())["nodes"]
@@ -133,7 +155,7 @@ def test_a_taken_port_is_said_to_be_taken() -> None:
         first = HttpServer(node.service, bind="127.0.0.1", port=0)
         _, port = await first.start()
         second = HttpServer(node.service, bind="127.0.0.1", port=port)
-        with pytest.raises(HttpConfigError, match=str(port)):
+        with pytest.raises(HttpConfigError, match=f"^port {port} on 127.0.0.1 is in use: stop the other program"):
             await second.start()
         await second.stop()
         await first.stop()

@@ -132,6 +132,17 @@ def test_what_is_not_known_in_time() -> None:
     run(check)
 
 
+def test_nobody_takes_its_own_place() -> None:
+    """It would only be removed."""
+
+    async def check(client: Client, node: TwinNode) -> None:
+        given(node)
+        status, problem = await ask(client, "beta", action="replace", by="beta", dry_run=True)
+        assert (status, problem["code"]) == (400, "invalid_argument")
+
+    run(check)
+
+
 def test_a_removed_node_is_not_ready_and_says_what_to_do() -> None:
     async def check(client: Client, node: TwinNode) -> None:
         node.group.state.is_removed = True

@@ -142,14 +142,19 @@ class Peer(NamedTuple):
     node_id: str
     name: str
     state: str
+    address: str
+    software: str
 
 
 class TwinMesh:
     founding_status = "alone, waiting for 2 more"
     mesh_id: str | None = None
 
+    def __init__(self) -> None:
+        self.linked = [Peer("b" * 26, "beta", "down", "10.0.0.2:50001", "0.2+commands.3")]
+
     def peers(self) -> list[Peer]:
-        return [Peer("b" * 26, "beta", "down")]
+        return self.linked
 
     def diary(self) -> list[Peer]:
         return []
