@@ -62,6 +62,9 @@ HANDSHAKE_TIMEOUT_S = 5.0
 DIAL_TIMEOUT_S = 5.0
 """TCP connect: one lost SYN (1 s) and its retry (3 s) on a bad Wi-Fi."""
 
+LOOKUPS_MAX = 64
+"""Names being looked up, each on a thread of its own: seeds and what peers tell of, while no name server answers."""
+
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 BACKOFF_REFUSED_S = 60.0

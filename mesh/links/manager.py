@@ -30,6 +30,7 @@ from mesh.links.frames import Kind
 from mesh.links.heartbeat import Heartbeat, SilenceUser
 from mesh.links.link import Link, Server, cause_of
 from mesh.links.listener import Doorstep, is_loopback
+from mesh.links.names import Names
 from mesh.links.remake import Remaking
 from mesh.links.streams import Streams
 from mesh.links.tls import TlsConnection
@@ -97,6 +98,7 @@ class LinkManager:
         self._heartbeat = Heartbeat(self.links, self.liveness, user)
         self._keeps_links = keeps_links
         self._remaking = Remaking(self.links, self._redial, tasks)
+        self._names = Names()
         self._open: set[Link] = set()  # every link with a transport, also retired and closing ones
         self.streams = Streams(instance_id, self.links, self._connect, tasks)
         self._greeting: set[NodeId] = set()  # peers to whom an own dial has got as far as TLS
@@ -207,10 +209,8 @@ class LinkManager:
     async def _dial(self, address: str, renewed: Link | None) -> Dialled:
         """`renewed`: the link that the new one is to take the place of."""
         try:
-            host, port = split_address(address)
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                loop = asyncio.get_running_loop()
-                transport, _ = await loop.create_connection(Doorstep, host, port)
+                transport = await self._reach(address)
         except TimeoutError:
             return Dialled(None, False, None, f"{address}: no answer within {DIAL_TIMEOUT_S:g} s")
         except (OSError, ValueError) as error:
@@ -252,10 +252,22 @@ class LinkManager:
             transport.abort()
             raise
 
+    async def _reach(self, address: str) -> asyncio.Transport:
+        """TCP. Raises OSError, ValueError."""
+        host, port = split_address(address)
+        failure = OSError(f"{host} has no address")
+        for found in await self._names.addresses(host):
+            try:
+                transport, _ = await asyncio.get_running_loop().create_connection(Doorstep, found, port)
+            except OSError as error:
+                failure = error
+            else:
+                return transport
+        raise failure
+
     async def _connect(self, address: str) -> tuple[Link, NodeId]:
         """TCP and TLS, and nothing said yet. Raises OSError."""
-        host, port = split_address(address)
-        transport, _ = await asyncio.get_running_loop().create_connection(Doorstep, host, port)
+        transport = await self._reach(address)
         link = Link(self, self._tasks, address, is_dialled=True)
         try:
             return link, peer_node_id(await self._start_tls(transport, link, is_server=False))
