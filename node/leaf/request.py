@@ -45,6 +45,8 @@ class Request:
     headers: Mapping[str, str]
     body_bytes: int
     keeps_open: bool
+    version: str
+    """`1.0` or `1.1`."""
 
     @property
     def path(self) -> str:
@@ -61,7 +63,7 @@ class Request:
 
     def passed_on(self, body: bytes) -> bytes:
         """As the parent gets it."""
-        lines = [f"{self.method} {self.target} HTTP/1.1", "host: parent", f"content-length: {len(body)}"]
+        lines = [f"{self.method} {self.target} HTTP/{self.version}", "host: parent", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items() if name not in _OWN]
         return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
@@ -79,12 +81,13 @@ def read_request(head: bytes) -> Request:
         raise Malformed("Content-Length is not a number")
     connection = headers.get("connection", "").lower()
     keeps_open = "close" not in connection and (line[3] == b"1" or "keep-alive" in connection)
-    return Request(line[1].decode(), line[2].decode(), headers, int(length), keeps_open)
+    return Request(line[1].decode(), line[2].decode(), headers, int(length), keeps_open, f"1.{line[3].decode()}")
 
 
 class Passage:
     """An answer on its way through: gives on what it is given, and knows when it is whole, if its head says how long it
-    is. Otherwise it ends with the connection."""
+    is. Otherwise it ends with the connection, and its head says so: only the client can see that it is whole, and must
+    not send its next request after it."""
 
     def __init__(self, method: str) -> None:
         self._method = method
@@ -108,6 +111,8 @@ class Passage:
                 return b""
             data, body, self._head = self._head, self._head[end:], None
             self._left = self._length(data[:end])
+            if self._left is None:
+                data = data[: end - 2] + b"Connection: close\r\n" + data[end - 2 :]
         if self._left is not None:
             self._left -= len(body)
             if self._left < 0:
@@ -116,12 +121,13 @@ class Passage:
 
     def _length(self, head: bytes) -> int | None:
         first, headers = _split(head)
-        if not _STATUS.fullmatch(first):
+        status = _STATUS.fullmatch(first)
+        if status is None:
             raise Malformed("the status line cannot be read", 502)
+        if self._method == "HEAD" or status[1] in (b"204", b"304"):
+            return 0
         length = headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()):
-            return None
-        return 0 if self._method == "HEAD" else int(length)
+        return int(length) if length.isascii() and length.isdigit() else None
 
 
 def _split(head: bytes) -> tuple[bytes, Headers]:

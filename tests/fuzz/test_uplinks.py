@@ -79,4 +79,4 @@ def test_answers(parts: list[bytes]) -> None:
     with contextlib.suppress(Malformed):
         for part in parts:
             taken += passage.take(part)
-        assert b"".join(parts).startswith(taken)
+        assert b"".join(parts).startswith(taken.replace(b"Connection: close\r\n", b""))

@@ -90,16 +90,33 @@ def test_an_answer_is_whole_however_it_is_cut(cut: int) -> None:
     assert passage.is_whole
 
 
-def test_an_answer_without_a_length_ends_with_the_connection() -> None:
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", "Server: x"])
+def test_an_answer_without_a_length_ends_with_the_connection_and_says_so(framing: str) -> None:
     passage = Passage("GET")
-    passage.take(head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n")
+    body = b"5\r\nhello\r\n0\r\n\r\n"
+    assert passage.take(head("HTTP/1.1 200 OK", framing)[:-3]) == b""
+    given_on = passage.take(b"\n\r\n" + body)
+    assert given_on == head("HTTP/1.1 200 OK", framing, "Connection: close") + body
     assert not passage.is_whole
 
 
-def test_an_answer_to_head_has_no_body() -> None:
-    passage = Passage("HEAD")
-    passage.take(head("HTTP/1.1 200 OK", "Content-Length: 5"))
+@pytest.mark.parametrize(
+    ("method", "lines"),
+    [
+        ("HEAD", ["HTTP/1.1 200 OK", "Content-Length: 5"]),
+        ("HEAD", ["HTTP/1.1 200 OK", "Transfer-Encoding: chunked"]),
+        ("GET", ["HTTP/1.1 204 No Content"]),
+        ("GET", ["HTTP/1.1 304 Not Modified", "Content-Length: 5"]),
+    ],
+)
+def test_some_answers_have_no_body(method: str, lines: list[str]) -> None:
+    passage = Passage(method)
+    assert passage.take(head(*lines)) == head(*lines)
     assert passage.is_whole
+
+
+def test_an_old_client_is_answered_in_its_own_version() -> None:
+    assert read_request(head("GET / HTTP/1.0")).passed_on(b"").startswith(b"GET / HTTP/1.0\r\n")
 
 
 @pytest.mark.parametrize("bad", [b"x" * 20_000, head("nonsense"), head("HTTP/1.1 200 OK", "Content-Length: 1") + b"xx"])
