@@ -33,17 +33,7 @@ from consensus.limits import (
 )
 from consensus.replica import Replica
 from consensus.snapshot import Quarantine
-from consensus.steps import (
-    Input,
-    LinkUp,
-    Output,
-    Propose,
-    ReadIndex,
-    ReplicaStatus,
-    Resolved,
-    StateMachine,
-    TransferLeadership,
-)
+from consensus.steps import Asked, Input, LinkUp, Output, ReplicaStatus, Resolved, StateMachine, TransferLeadership
 from storage.errors import DiskFull, MapExhausted, StorageError
 from storage.ids import NodeId
 from storage.transactions import Store
@@ -221,7 +211,7 @@ class ReplicaDriver:
         except Exception:
             self._stepping_since = None
             self._discard(replica.open_proposals())
-            self._discard(given.token for given in inputs or () if isinstance(given, Propose | ReadIndex))
+            self._discard(given.token for given in inputs or () if isinstance(given, Asked))
             raise
 
     def _is_loop_stalled(self, now: float) -> bool:
@@ -270,7 +260,7 @@ class ReplicaDriver:
             inputs = self._inbox.take(until)
             if inputs is None:
                 return False
-            self._discard(given.token for given in inputs if isinstance(given, Propose | ReadIndex))
+            self._discard(given.token for given in inputs if isinstance(given, Asked))
             if time.monotonic() >= until:
                 return True
 

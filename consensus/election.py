@@ -29,9 +29,7 @@ class Election:
     def before_tick(self, now: float) -> None:
         """Take a passed deadline away from the engine and ask first."""
         engine = self.engine
-        if engine.is_leader or engine.election_deadline >= now or engine.is_transfer_in_progress:
-            return
-        if engine.is_sole_voter:
+        if engine.is_leader or engine.election_deadline >= now or engine.is_sole_voter:
             return
         if not engine.is_voter:
             # It learns, or waits to be told who votes: whoever leads will call.
@@ -44,7 +42,7 @@ class Election:
             engine.forget_leader()  # so that the first link that comes up is reason enough
             engine.election_deadline = now + engine.settings.election_min_s
             return
-        if self._may_elect():
+        if engine.is_transfer_in_progress or self._may_elect():
             return
         engine.forget_leader()
         self._heard_at = None

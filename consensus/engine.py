@@ -198,7 +198,9 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         return None if node is None else NodeId(node.id)
 
     def forget_leader(self) -> None:
+        """And that it may have asked this node to take over."""
         self._SyncObj__raftLeader = None
+        self._SyncObj__transferInProgress = False
 
     @property
     def commit_index(self) -> int:

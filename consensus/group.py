@@ -38,6 +38,7 @@ from consensus.state.commands import Answer, AnyCommand
 from consensus.state.encoding import CommandError, encode_command
 from consensus.state.events import Numbered
 from consensus.steps import (
+    Asked,
     LinkDown,
     LinkUp,
     Output,
@@ -350,7 +351,7 @@ class Group:
             await self._pause(failures, until)
             failures += 1
 
-    def _post(self, given: "Propose | ReadIndex | ProposeChange", until: float) -> "asyncio.Future[Resolved]":
+    def _post(self, given: Asked, until: float) -> "asyncio.Future[Resolved]":
         """Its end. Fails with TimeoutError a little after `until`."""
         if self._stopped is not None:
             raise self._stopped

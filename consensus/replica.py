@@ -294,10 +294,12 @@ class Replica:
         return self._txn
 
     def _may_write_later(self) -> bool:
-        """See `Journal.may_wait`; there must be followers to wait for, and the term must be durable."""
+        """See `Journal.may_wait`; there must be followers to wait for, and the term must be durable. What is agreed is
+        applied, and so written, but in quarantine: told before it is written, it may rest on a copy that is lost."""
         engine = self.engine
         is_leading = engine.is_leader and bool(engine.voting_peers) and engine.term == self._durable_term
-        return is_leading and self._txn is None and self.journal.may_wait(self._now)
+        is_owing = engine.commit_index > self.journal.flushed_index
+        return is_leading and not is_owing and self._txn is None and self.journal.may_wait(self._now)
 
     def _speak_early(self, speak_early: SpeakEarly | None) -> None:
         if speak_early is None or not self._may_speak_early():
@@ -444,10 +446,11 @@ class Replica:
     # -- snapshots --
 
     def _install(self, header: Header, open_filled: Callable[[], Store]) -> None:
-        """Row 16: never back. A replica in quarantine may take one of the index where it stopped."""
+        """Row 16: never back. A replica in quarantine may take one of the index where it stopped; also while it leads,
+        as a sole voter does: to its log it is a restart."""
         applied = self.engine.applied_index
         assert self._txn is None, "it is installed before anything is written"
-        if self.engine.is_leader or header.index < applied + (not self.is_quarantined):
+        if header.index < applied + (not self.is_quarantined):
             self.guard.dropped["useless_snapshot"] += 1
             return
         try:

@@ -69,9 +69,10 @@ class TransferLeadership(msgspec.Struct, frozen=True):
 SpeakEarly: TypeAlias = Callable[[list[tuple[NodeId, bytes]]], None]
 """Takes frames for peers, in order, before those of the step's output."""
 
-Input: TypeAlias = (
-    PeerMessage | LinkUp | LinkDown | Propose | ReadIndex | ProposeChange | TransferLeadership | AboutSnapshots
-)
+Asked: TypeAlias = Propose | ReadIndex | ProposeChange
+"""Somebody waits for its `Resolved`."""
+
+Input: TypeAlias = PeerMessage | LinkUp | LinkDown | Asked | TransferLeadership | AboutSnapshots
 
 
 class Resolved(msgspec.Struct, frozen=True):

@@ -8,8 +8,10 @@ import pytest
 from consensus import snapshot
 from consensus.errors import SnapshotInstalled
 from consensus.journal import read_hard_state, write_hard_state
+from consensus.membership import Change
 from consensus.replica import Replica
 from consensus.snapshot import InstallSnapshot, Quarantine
+from consensus.steps import ProposeChange
 from storage.dump import Header, encode_dump
 from storage.ids import NodeId
 from storage.memory import MemoryStore
@@ -93,6 +95,33 @@ def test_row_15_a_snapshot_that_takes_the_log_away(monkeypatch: Patch) -> None:
         monkeypatch.setattr(snapshot, "_append_log", lambda filled, rows: None)
 
     expect_caught(scenario, plant)
+
+
+def test_a_sole_voter_is_repaired_by_a_learner() -> None:
+    """It cannot hand leadership over first."""
+    voter, learner = NodeId("a"), NodeId("b")
+    cluster = Cluster([voter])
+    cluster.elect()
+    cluster.stores[learner] = MemoryStore(cluster.stores[voter].tables)
+    cluster.ids = []
+    cluster.start(learner)
+    for i in (voter, learner):
+        cluster.link(i)
+    cluster.inboxes[voter].append(ProposeChange(1, Change("add", learner)))
+    cluster.propose(voter, 2, b"before")
+    cluster.run_until(lambda: cluster.replicas[learner].status.applied_index == cluster.resolved[2].index)
+    cluster.inboxes[voter].append(Quarantine("planned"))
+    cluster.run()
+    assert cluster.leader == voter
+    cluster.inboxes[voter].append(snapshot_of(cluster, learner))
+    with pytest.raises(SnapshotInstalled):
+        cluster.step(voter)
+    cluster.kill(voter)
+    cluster.restart(voter)
+    cluster.run_until(lambda: cluster.leader == voter)
+    cluster.propose(voter, 3, b"after")
+    cluster.run_until(lambda: 3 in cluster.resolved and len(cluster.digests()) == 1)
+    assert cluster.resolved[3].error is None
 
 
 def test_row_16_an_older_snapshot(monkeypatch: Patch) -> None:

@@ -16,11 +16,13 @@ from consensus.inbox import StreamUp
 from consensus.journal import TABLES
 from consensus.limits import RaftSettings
 from consensus.machine import DomainMachine
+from consensus.membership import Change
 from consensus.state.commands import Applied, Canary, Refused
 from consensus.state.encoding import encode_command
 from consensus.state.events import Numbered
 from consensus.state.tables import TABLES as DOMAIN_TABLES
-from consensus.steps import LinkUp, Output, Propose
+from consensus.steps import LinkUp, Output, Propose, ProposeChange
+from storage.errors import DiskFull
 from storage.ids import NodeId
 from storage.memory import MemoryStore
 from storage.transactions import Transaction
@@ -160,4 +162,32 @@ def test_a_step_that_takes_long_is_a_stall_until_it_ends(monkeypatch: pytest.Mon
         until(lambda: not site.driver.is_stalled() and site.answers == [1])
     finally:
         machine.goes_on.set()
+        site.stop()
+
+
+def test_what_is_asked_while_there_is_no_replica_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "DISK_FULL_RETRY_S", 60.0)
+    site, store = Site(IDS[0]), MemoryStore((*TABLES, *DOMAIN_TABLES))
+    ends: dict[int, str | None] = {}
+    failures: list[Exception] = []
+    site.driver = ReplicaDriver(
+        IDS[0],
+        IDS[:1],
+        store,
+        DomainMachine(),
+        QUICK,
+        lambda frames: None,
+        lambda output: ends.update((resolved.token, resolved.error) for resolved in output.resolved),
+        lambda error, final: failures.append(error),
+    )
+    try:
+        site.run(site.driver.start)
+        until(lambda: site.driver.status.role is Role.LEADER)
+        store.fail_next_commit(DiskFull("full"))
+        site.driver.post(Propose(1, encode_command(Canary(node_id=IDS[0], payload=b"", at_ms=1))))
+        until(lambda: failures)
+        site.driver.post(ProposeChange(2, Change("add", IDS[1])))
+        until(lambda: len(ends) == 2)
+        assert ends == {1: "discarded", 2: "discarded"}
+    finally:
         site.stop()

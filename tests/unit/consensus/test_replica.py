@@ -5,7 +5,8 @@ import pytest
 from consensus.engine import Role
 from consensus.errors import ReplicaDead
 from consensus.limits import COMMAND_BYTES_MAX, RaftSettings
-from consensus.messages import AppendEntries, NextIndex, decode_frame, encode_frame
+from consensus.messages import AppendEntries, NextIndex, TimeoutNow, decode_frame, encode_frame
+from consensus.snapshot import Quarantine
 from consensus.steps import LinkDown, LinkUp, PeerMessage, Propose, TransferLeadership
 from storage.errors import DiskFull
 from storage.ids import NodeId
@@ -217,6 +218,42 @@ def test_what_rests_on_an_unwritten_entry_is_not_said_early() -> None:
     told = [message for _, frame in early for message in decode_frame(frame) or [] if type(message) is AppendEntries]
     assert told
     assert all(message.commit_index == before for message in told)
+
+
+def test_a_leader_in_quarantine_writes_what_is_agreed_before_it_says_so() -> None:
+    """It applies nothing, so nothing else makes it write. Told too early, the follower that holds the entry would have
+    committed it for good, and a leader that forgot it could agree on another one with the rest."""
+    cluster = Cluster()
+    former = cluster.elect()
+    cluster.run()
+    damaged, cut_off = (i for i in IDS if i != former)
+    cluster.inboxes[damaged].append(Quarantine("planned"))
+    cluster.run()
+    cluster.muted = {cut_off}
+    cluster.say(former, damaged, TimeoutNow(cluster.replicas[former].status.term))
+    leader = cluster.replicas[damaged].engine
+    cluster.step(former)
+    cluster.step(damaged)  # it is elected, and its first entry is on its way
+    cluster.step(former)
+    cluster.step(damaged)
+    assert leader.is_leader
+    assert leader.commit_index == cluster.replicas[former].status.last_index
+    assert leader.journal.flushed_index == leader.commit_index
+
+
+def test_who_is_to_take_over_and_is_cut_off_waits_for_a_link() -> None:
+    cluster = Cluster([NodeId("a"), NodeId("b")])
+    leader = cluster.elect()
+    cluster.run()
+    successor = next(i for i in cluster.ids if i != leader)
+    replica = cluster.replicas[successor]
+    word = PeerMessage(leader, encode_frame([TimeoutNow(replica.status.term)]))
+    output = replica.step([word, LinkDown(leader, closed_by_peer=True)], cluster.now)
+    until, steps = cluster.now + 10, 0
+    while output.next_deadline < until:
+        output = replica.step([], output.next_deadline)
+        steps += 1
+    assert steps < 50
 
 
 def test_an_oversized_command_is_refused_before_it_enters_the_log() -> None:
