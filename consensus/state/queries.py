@@ -130,6 +130,13 @@ def list_branches(
     return found
 
 
+def branches_by_index(txn: Transaction, session_id: SessionId | str) -> dict[int, Branch]:
+    """All of a session, with the consolidation; none of one that is not known."""
+    key = uuid_key(session_id)
+    rows = [] if key is None else txn.scan(BRANCHES, key, prefix_end(key))
+    return {branch.branch_index: branch for branch in (decode_branch(value) for _, value in rows)}
+
+
 def get_result(txn: Transaction, session_id: SessionId | str, branch_index: int) -> Knowledge | None:
     """Of a completed branch. That of a consolidation is the insight."""
     key = _branch_key(session_id, branch_index)

@@ -209,6 +209,7 @@ class NodeService:
                 offered=self._offered_names,
                 submitted_by=self.facts.node_id,
                 now_ms=self.now_ms(),
+                earlier=lambda session_id: self.read(lambda txn: queries.branches_by_index(txn, session_id)),
             )
 
         return parse() if len(body) <= INLINE_BODY_BYTES_MAX else await asyncio.to_thread(parse)
@@ -492,8 +493,7 @@ class NodeService:
     def _offered_names(self) -> frozenset[str]:
         """Names of rituals that this node or a living member offers."""
         own = frozenset(self.registry)
-        members = self.read(lambda txn: queries.members(txn))
-        return own.union(*(member.rituals for member in members if member.status == "alive"))
+        return own.union(*(member.rituals for member in self.read(queries.members) if member.status == "alive"))
 
 
 def _is_reached(session: Session, until: Until, since: int) -> bool:

@@ -2,7 +2,8 @@
 arguments.
 
 Everything that a branch may leave out is decided here, and from nothing but the body, the session id and the ritual's
-own definition, so that a repeated submission yields the same command and is recognised by its digest.
+own definition, so that a repeated submission yields the same command and is recognised by its digest. Nodes may have
+other rituals, or other versions of them: what is known already is a repeat, and takes what it left out from there.
 """
 
 import difflib
@@ -26,7 +27,7 @@ from consensus.state.limits import (
     TASK_BYTES_MAX,
     THOUGHT_BYTES_MAX,
 )
-from consensus.state.rows import Placement
+from consensus.state.rows import Branch, Placement
 from node.service.errors import ServiceError
 from node.service.placing import PLACEMENT_KEYS, parse_placement
 from storage.codec import check_json
@@ -120,12 +121,14 @@ def parse_submission(
     offered: Callable[[], frozenset[str]],
     submitted_by: NodeId,
     now_ms: int,
+    earlier: Callable[[SessionId], Mapping[int, Branch]] = lambda session_id: {},
 ) -> Submission:
     """Checks a decoded body and fills in what it leaves out.
 
     `find_ritual` knows this node's rituals; `offered` names all that any member offers (asked only for one that is
-    not known here): those are accepted with their parameters unchecked. Raises `ServiceError`: `unknown_key`,
-    `invalid_session`, `unknown_ritual`, `invalid_parameters`.
+    not known here): those are accepted with their parameters unchecked. `earlier` answers the branches of a session,
+    by index, if it is known already. Raises `ServiceError`: `unknown_key`, `invalid_session`, `unknown_ritual`,
+    `invalid_parameters`.
     """
     if not isinstance(document, dict):
         raise _invalid("", f"must be an object, found {_kind(document)}")
@@ -133,8 +136,8 @@ def parse_submission(
     session_id, had_id = _choose_id(document.get("id"), key, fresh_id)
     parent = document.get("main_session_id")
     reader = _BranchReader(
-        session_id, find_ritual, offered, document.get("ritual"), _timeout(document, "", None),
-        _attempts(document, "", ATTEMPTS_DEFAULT),
+        session_id, earlier(session_id) if had_id else {}, find_ritual, offered, document.get("ritual"),
+        _timeout(document, "", None), _attempts(document, "", ATTEMPTS_DEFAULT),
     )  # fmt: skip
     placement = parse_placement(document, "", None)
     raw_branches = document.get("branches")
@@ -171,6 +174,7 @@ class _BranchReader:
     def __init__(
         self,
         session_id: SessionId,
+        earlier: Mapping[int, Branch],
         find_ritual: Callable[[str], Checkable | None],
         offered: Callable[[], frozenset[str]],
         ritual: object,
@@ -178,6 +182,7 @@ class _BranchReader:
         attempts_max: int,
     ) -> None:
         self._session_id = session_id
+        self._earlier = earlier
         self._find = find_ritual
         self._offered = offered
         self._ritual = ritual
@@ -201,23 +206,24 @@ class _BranchReader:
             check_json(parameters, PARAMETERS_BYTES_MAX, JSON_DEPTH_MAX)
         except CodecError as error:
             raise _invalid(f"{where}.parameters", str(error)) from None
-        ritual = self._find(name)
-        if ritual is None and name not in self._offered():
+        ritual, before = self._find(name), self._earlier.get(index)
+        if ritual is None and before is None and name not in self._offered():
             raise self._unknown_ritual(name, where)
-        problem = None if ritual is None else ritual.check(parameters)
+        problem = None if ritual is None or before is not None else ritual.check(parameters)
         if problem is not None:
             raise ServiceError(
                 "invalid_parameters", f"{where}: ritual {name!r} does not accept these parameters: {problem}",
                 f"See GET /v1/rituals/{name}.", at=f"{where}.parameters", ritual=name,
             )  # fmt: skip
         default_s = (ritual.timeout_s if ritual is not None else None) or TIMEOUT_S_DEFAULT
+        default_ms = max(1, int(default_s * 1000)) if before is None else before.timeout_ms
         timeout_ms = _timeout(raw, where, self._timeout_ms)
         return BranchSpec(
             ritual=name,
             task=_text(raw, "task", where, TASK_BYTES_MAX),
             parameters=parameters,
             seed=self._seed(raw, index, where),
-            timeout_ms=max(1, int(default_s * 1000)) if timeout_ms is None else timeout_ms,
+            timeout_ms=default_ms if timeout_ms is None else timeout_ms,
             attempts_max=_attempts(raw, where, self._attempts_max),
             placement=parse_placement(raw, where, placement),
         )

@@ -7,7 +7,9 @@ from typing import Any
 from aiohttp.test_utils import TestClient
 
 from consensus.errors import ProposalTimeout
-from tests.unit.http.twin import Live, TwinNode, body, run, until
+from consensus.state.commands import SetMemberStatus
+from node.rituals.registry import Registry
+from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, Live, TwinNode, body, run, until
 
 Client = TestClient[Any, Any]
 
@@ -37,6 +39,22 @@ def test_repeat_is_answered_and_another_body_refused() -> None:
         assert (first.status, again.status, other.status) == (201, 200, 409)
         assert (await again.json())["index"] == (await first.json())["index"]
         assert (await other.json())["code"] == "session_exists"
+
+    run(check)
+
+
+def test_a_repeat_is_recognised_by_nodes_that_know_other_rituals() -> None:
+    """What was left out was filled in from the ritual, which the node that is asked now does not have."""
+
+    async def check(client: Client, node: TwinNode) -> None:
+        wanted = body(branches=[{"ritual": "wait", "task": "t"}], id=str(uuid.uuid4()))
+        first = await client.post("/v1/sessions", json=wanted)
+        node.service.registry = Registry({})
+        again = await client.post("/v1/sessions", json=wanted)
+        node.group.apply(SetMemberStatus(node_id=NODE, instance_id=INSTANCE, status="dead", at_ms=NOW_MS))
+        nobody_has_it = await client.post("/v1/sessions", json=wanted)
+        other = await client.post("/v1/sessions", json={**wanted, "timeout_s": 1.5})
+        assert (first.status, again.status, nobody_has_it.status, other.status) == (201, 200, 200, 409)
 
     run(check)
 
