@@ -14,7 +14,7 @@ import structlog
 
 from consensus.changes import CHANGE
 from consensus.courier import PROPOSE, READ_INDEX
-from consensus.errors import UpgradeRequired
+from consensus.errors import ConsensusError, UpgradeRequired
 from consensus.group import Group
 from consensus.state import queries
 from consensus.state.commands import Outcome, RegisterMember
@@ -334,8 +334,10 @@ class Node(BaseDaemon):
         return self._share is not None and self._share.group.is_stalled()
 
     def _lookup_patterns(self, patterns: list[str]) -> Mapping[str, int]:
-        with self.group.read() as txn:
+        """Nothing is known while the replica cannot be read."""
+        with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
             return queries.pattern_counts(txn, patterns)
+        return {}
 
     def _registration(self) -> RegisterMember:
         """The command by which this instance becomes a member, or says that it takes no more work."""

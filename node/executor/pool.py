@@ -163,6 +163,7 @@ class WorkerPool:
     def note_exit(self, worker: WorkerProcess) -> bool:
         """It is gone. True if that was our wish."""
         self._forget(worker)
+        self._loop.run_in_executor(self._spawner, lambda: shutil.rmtree(worker.directory, ignore_errors=True))
         was_expected = worker in self._ending
         self._ending.discard(worker)
         return was_expected

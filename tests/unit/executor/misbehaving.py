@@ -64,6 +64,14 @@ def devour(context: Context) -> int:
         hoard.append(bytearray(16 * 1024 * 1024))
 
 
+def litter(context: Context) -> None:
+    with open("litter", "wb") as file:
+        file.write(bytes(1024))
+    context.log(os.getcwd())
+    while True:
+        time.sleep(0.01)
+
+
 def hang(context: Context) -> None:
     context.progress(0.5, "hanging")
     while True:

@@ -224,6 +224,20 @@ def test_children_of_a_ritual_die_with_its_worker(tmp_path: Path) -> None:
     drive(test)
 
 
+def test_what_a_ritual_leaves_in_its_directory_goes_with_its_worker(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as bench:
+            work = bench.submit("litter")
+            await bench.until(lambda: bool(bench.lines()))
+            directory = Path(bench.lines()[0])
+            assert (directory / "litter").exists()
+            bench.executor.cancel(work.session_id, work.branch_index, work.attempt)
+            await bench.until(lambda: not directory.exists())
+            assert (await bench.run("add")).failure is None
+
+    drive(test)
+
+
 def test_drain_waits_for_what_ends_in_time_and_hands_back_the_rest(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path, slots=1) as bench:

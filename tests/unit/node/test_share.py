@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import pytest
 
+from consensus.admission import quarantined
 from consensus.errors import Unavailable
 from node import share as share_module
+from node.app import Node
 from node.live import LiveBoard
 from node.scheduler.dispatcher import Dispatcher
 from node.service.ports import NodeFacts
@@ -45,6 +47,16 @@ def test_a_node_that_could_do_nothing_for_a_leaf_takes_none(reason: str, fields:
         _lonely_since=None,
     )
     assert Share._takes_no_leaf(cast(Share, share)) == reason
+
+
+def test_a_ritual_that_asks_for_patterns_gets_an_answer_from_a_damaged_replica() -> None:
+    """Without one it would wait until its time is over."""
+
+    def read() -> Any:
+        raise quarantined()
+
+    node = SimpleNamespace(group=SimpleNamespace(read=read))
+    assert Node._lookup_patterns(cast(Node, node), ["p"]) == {}
 
 
 @pytest.mark.parametrize("faulty", [LiveBoard, Assignments, Parent])
