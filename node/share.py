@@ -34,6 +34,7 @@ from node.service.ports import NodeFacts
 from node.service.times import now_ms
 from node.snapshots import Snapshots, Workshop
 from node.steward import Steward
+from node.uplinks import messages
 from node.uplinks.parent import Parent
 from node.work import Assignments, Places, Reporter
 from storage.environment import Environment
@@ -103,7 +104,7 @@ class Share:
             refuses=self._refuses,
         )
         self._node_id, self._instance_id = node.node_id, node.facts.instance_id
-        self._disk = node.disk
+        self._disk, self._mesh, self._executor = node.disk, node.mesh, node.executor
         self._own = node.own
         self._is_cut = False
         """The registration lacks what older members do not know."""
@@ -302,20 +303,24 @@ class Share:
                 self._parents.pop(numbered.event.node_id, None)
 
     def _on_installed(self, status: ReplicaStatus) -> None:
-        """After a snapshot: what was assigned to this instance meanwhile starts now. What was taken from it goes on,
-        and its outcome is not recorded: the state knows better."""
+        """After a snapshot, no event having told what happened meanwhile: what was assigned to this instance starts
+        now, what was taken from it stops. Leaf nodes register again, which does the same for them."""
         if status.installed_index:
             self._parents.clear()
-            self._assignments.start_leased(self._note_leases())
+            leases = self._note_leases()
+            if leases is not None:
+                self._assignments.compare(leases, self._executor)
+            for leaf in self.parent.leaves():
+                self._mesh.notify(NodeId(str(leaf["node_id"])), messages.AGAIN, b"")
             self.dispatcher.wake()
 
-    def _note_leases(self) -> list[Lease]:
+    def _note_leases(self) -> list[Lease] | None:
         try:
             with self.group.read() as txn:
                 leases = queries.leases(txn)
         except ConsensusError as error:
             log.warning("leases_not_read", code=error.code, reason=str(error))
-            return []
+            return None
         for lease in leases:
             self._live.note_assigned(lease.session_id, lease.branch_index, lease.attempt, lease.node_id)
         return leases

@@ -99,6 +99,8 @@ class Executor(Executing, Protocol):
 
     def has_room(self, kind: RitualKind) -> bool: ...
 
+    def running(self) -> list[AttemptKey]: ...
+
 
 class Places:
     """This node's free places, offered with commands that make branches ready."""
@@ -132,7 +134,7 @@ class Assignments:
         self._own = own
         self._executors: dict[InstanceId, Executing] = {}
         self._instances: dict[NodeId, InstanceId] = {}
-        self._preparing: set[tuple[SessionId, int, int]] = set()
+        self._preparing: set[AttemptKey] = set()
         """Consolidations whose inputs are being read."""
         self._readers = asyncio.Semaphore(PREPARING_MAX)
 
@@ -154,7 +156,7 @@ class Assignments:
                 case BranchAssigned() as event if event.instance_id in self._executors:
                     assigned.append(event)
                 case BranchRequeued() | BranchCancelled() | AttemptEnded() as event if event.node_id in self._instances:
-                    self._preparing.discard((event.session_id, event.branch_index, event.attempt))
+                    self._preparing.discard(AttemptKey(event.session_id, event.branch_index, event.attempt))
                     executor = self._executors[self._instances[event.node_id]]
                     executor.cancel(event.session_id, event.branch_index, event.attempt)
                 case BranchFailed() as event:
@@ -174,6 +176,16 @@ class Assignments:
                 if branch is not None and branch.node_id in self._instances:
                     executor = self._executors[self._instances[branch.node_id]]
                     executor.cancel(event.session_id, event.branch_index, event.attempt)
+
+    def compare(self, leases: Iterable[Lease], executor: Executor) -> None:
+        """Events were missed, and `leases` are all there are: what the executor of this node is not to do any more is
+        stopped, and what it is to do is started."""
+        held = {AttemptKey(lease.session_id, lease.branch_index, lease.attempt): lease for lease in leases}
+        self._preparing &= held.keys()
+        for key in executor.running():
+            if key not in held:
+                executor.cancel(*key)
+        self.start_leased(held.values())
 
     def start_leased(self, leases: Iterable[Lease]) -> None:
         """Those of the instances served; an executor ignores what it has been given before."""
@@ -201,7 +213,7 @@ class Assignments:
 
     async def _prepare(self, session: Session, branch: Branch, attempt: int, executor: Executing) -> None:
         """Reads the inputs of a large consolidation on another thread: they may take seconds."""
-        key = (branch.session_id, branch.branch_index, attempt)
+        key = AttemptKey(branch.session_id, branch.branch_index, attempt)
         self._preparing.add(key)
         try:
             async with self._readers:

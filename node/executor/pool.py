@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 from node.executor import limits, protocol
@@ -163,7 +164,6 @@ class WorkerPool:
     def note_exit(self, worker: WorkerProcess) -> bool:
         """It is gone. True if that was our wish."""
         self._forget(worker)
-        self._loop.run_in_executor(self._spawner, lambda: shutil.rmtree(worker.directory, ignore_errors=True))
         was_expected = worker in self._ending
         self._ending.discard(worker)
         return was_expected
@@ -204,7 +204,7 @@ class WorkerPool:
         else:
             self.cpu_workers.append(worker)
         worker.post([protocol.HELLO, self._hello(kind)])
-        self._own(self._watch_start(worker))
+        self._own(self._attend(worker, directory))
 
     def _hello(self, kind: str) -> dict[str, Any]:
         preload = [name for name, definition in self._registry.items() if definition.kind == kind]
@@ -218,10 +218,13 @@ class WorkerPool:
             "path": [entry for entry in sys.path if entry],
         }
 
-    async def _watch_start(self, worker: WorkerProcess) -> None:
+    async def _attend(self, worker: WorkerProcess, directory: Path) -> None:
+        """It has some time to start, and what its rituals leave goes with it."""
         await asyncio.wait([worker.exited], timeout=limits.START_TIMEOUT_S)
         if not worker.is_ready and not worker.exited.done():
             worker.kill()
+        await asyncio.wait([worker.exited])
+        await self._loop.run_in_executor(self._spawner, lambda: shutil.rmtree(directory, ignore_errors=True))
 
     def _start_failed(self, kind: str, reason: str) -> None:
         self._start_failures[kind] += 1

@@ -33,13 +33,10 @@ _decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
 class Started:
     """A worker process that has been started and is not yet watched."""
 
-    __slots__ = ("channel", "directory", "pidfd", "process", "stderr")
+    __slots__ = ("channel", "pidfd", "process", "stderr")
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], directory: Path, channel: socket.socket, stderr: int, pidfd: int
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, stderr: int, pidfd: int) -> None:
         self.process = process
-        self.directory = directory
         self.channel = channel
         self.stderr = stderr
         self.pidfd = pidfd
@@ -90,7 +87,7 @@ def spawn(directory: Path) -> Started:
         ours.close()
         raise
     ours.setblocking(False)
-    return Started(process, directory, ours, read_end, os.pidfd_open(process.pid))
+    return Started(process, ours, read_end, os.pidfd_open(process.pid))
 
 
 class Owner(Protocol):
@@ -106,7 +103,6 @@ class WorkerProcess:
     def __init__(self, started: Started, kind: str, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind
         self.pid = started.process.pid
-        self.directory = started.directory
         self.is_ready = False
         self.is_ending = False
         """Told to go or killed: gets no more work."""

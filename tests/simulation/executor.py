@@ -52,6 +52,9 @@ class SimulatedExecutor:
         slots = self._daemon.world.slots * (2 if kind == "async" else 1)
         return sum(running == kind for running in self._running.values()) < slots
 
+    def running(self) -> list[AttemptKey]:
+        return list(self._running)
+
     def _end(self, work: Work, duration_ms: int) -> None:
         daemon, dice = self._daemon, self._daemon.world.dice
         is_cancelled = self._running.pop(work.key, None) is None

@@ -29,7 +29,7 @@ from consensus.state.commands import (
 from consensus.state.rows import Failure, Knowledge, RitualOffer
 from consensus.state.versions import labelled
 from node import work as work_module
-from node.executor.work import Work
+from node.executor.work import AttemptKey, Work
 from node.work import Assignments, Places, Reporter, backoff_ms
 from storage.ids import InstanceId, NodeId, SessionId
 from tests.unit.http.twin import INSTANCE, NODE, NOW_MS, TwinGroup
@@ -39,6 +39,8 @@ OTHER = NodeId("b" * 26)
 
 
 class RecordingExecutor:
+    assignments: Assignments
+
     def __init__(self) -> None:
         self.submitted: list[Work] = []
         self.cancelled: list[tuple[str, int, int]] = []
@@ -53,6 +55,9 @@ class RecordingExecutor:
 
     def has_room(self, kind: str) -> bool:
         return self.room
+
+    def running(self) -> list[AttemptKey]:
+        return [work.key for work in self.submitted]
 
 
 def places(executor: RecordingExecutor) -> Places:
@@ -115,7 +120,7 @@ def executor(group: TwinGroup) -> RecordingExecutor:
     owned: list[Any] = []
     assignments = Assignments(group, lambda name, work: owned.append(work))
     assignments.serve(NODE, INSTANCE, executor)
-    executor.owned = owned
+    executor.owned, executor.assignments = owned, assignments
     group.subscribe_events(assignments.on_events)
     return executor
 
@@ -147,6 +152,27 @@ def test_what_is_taken_away_is_stopped(group: TwinGroup, executor: RecordingExec
     assert executor.cancelled == [(SESSION, 0, 1)]
     group.apply(CancelSession(session_id=SESSION, reason="enough", at_ms=NOW_MS))
     assert executor.cancelled == [(SESSION, 0, 1), (SESSION, 1, 1)]
+
+
+def test_what_was_taken_away_while_nothing_was_heard_is_stopped(group: TwinGroup, executor: RecordingExecutor) -> None:
+    """As after a snapshot."""
+    submit(group, 3)
+    for index in range(3):
+        assign(group, index)
+    away, group._watchers = group._watchers, []
+    failure = Failure(code="node_dead", message="not heard from")
+    requeues = [
+        Requeue(session_id=SESSION, branch_index=index, attempt=1, failure=failure, is_lost=True) for index in (0, 1)
+    ]
+    group.apply(RequeueBranches(requeues=requeues, at_ms=NOW_MS))
+    assign(group, 0, attempt=2, node=OTHER, instance=InstanceId("2" * 16))
+    assign(group, 1, attempt=2)
+    group._watchers = away
+    with group.read() as txn:
+        leases = queries.leases(txn)
+    executor.assignments.compare(leases, executor)
+    assert executor.cancelled == [(SESSION, 0, 1), (SESSION, 1, 1)]
+    assert [work.key for work in executor.submitted[3:]] == [(SESSION, 1, 2), (SESSION, 2, 1)], "twice is harmless"
 
 
 def test_what_is_lost_once_too_often_is_stopped(
