@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from mesh.limits import HANDSHAKE_FRAME_BYTES_MAX
 from storage.ids import InstanceId, MeshId, NodeId
 
 PROTOCOL_MIN: Final = 1
@@ -88,6 +89,8 @@ def encode(message: Hello | Refuse | StreamHello) -> bytes:
 
 def read_hello(body: bytes) -> Hello | Refuse:
     """The Hello in a frame, or the refusal its sender deserves (`protocol_version`, `garbage`). Takes any bytes."""
+    if len(body) > HANDSHAKE_FRAME_BYTES_MAX:
+        return Refuse("garbage", f"the hello has {len(body)} bytes, at most {HANDSHAKE_FRAME_BYTES_MAX} are allowed")
     try:
         versions = _VERSIONS.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -40,6 +40,7 @@ NOTICE_BYTES_QUEUED_MAX = 8 * 1024 * 1024
 """Notices waiting on one link (progress, log lines). Overflow sheds the new one: the newest state follows anyway."""
 
 REQUESTS_SERVED_MAX = 4096
+REQUESTS_SERVED_BYTES_MAX = 32 * 1024 * 1024
 """Requests of one peer being served at once; more are answered `busy`. Bounds what one peer can make us hold."""
 
 REQUESTS_PENDING_MAX = 8192
@@ -125,6 +126,9 @@ ADDRESSES_PER_PEER_MAX = 8
 
 ADDRESS_BYTES_MAX = 262
 """A host name of 255 bytes, a colon, and a port."""
+
+REFUSAL_REASONS_MAX = 64
+"""Reasons counted apart; those of others are their words. We know of a third as many."""
 
 REFUSALS_REMEMBERED_MAX = 1024
 """(reason, address) pairs that were already logged; the oldest is forgotten first."""

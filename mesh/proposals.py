@@ -5,6 +5,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from mesh.limits import HANDSHAKE_FRAME_BYTES_MAX
 from storage.ids import MeshId, NodeId
 
 NUMBER_MAX: Final = 2**32 - 1
@@ -95,7 +96,9 @@ def encode_message(message: Message) -> bytes:
 
 
 def decode_message(body: bytes) -> Message | None:
-    """Any bytes; None if they are not a founding message of sane size."""
+    """Any bytes; None if they are not a founding message of sane size: what is founded must fit into a Hello."""
+    if len(body) > HANDSHAKE_FRAME_BYTES_MAX // 2:
+        return None
     try:
         message: Message = _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

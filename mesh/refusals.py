@@ -3,7 +3,7 @@
 from collections import Counter, OrderedDict
 
 from mesh.handshake import QUIET_CODES
-from mesh.limits import REFUSALS_REMEMBERED_MAX
+from mesh.limits import REFUSAL_REASONS_MAX, REFUSALS_REMEMBERED_MAX
 from mesh.supervise import Logger
 
 
@@ -18,7 +18,8 @@ class Refusals:
 
     def note(self, code: str, remote: str, message: str, *, by_peer: bool = False, outbound: bool = False) -> None:
         """Count a refusal. `remote` is `host:port`; the port is ignored when remembering, since strangers change it."""
-        self.counters[code] += 1
+        is_counted = code in self.counters or len(self.counters) < REFUSAL_REASONS_MAX
+        self.counters[code if is_counted else "other"] += 1
         host = remote if outbound else remote.rpartition(":")[0]
         key = (code, host, by_peer)
         if key in self._logged:

@@ -20,6 +20,7 @@ from mesh.limits import (
     HANDSHAKE_FRAME_BYTES_MAX,
     NOTICE_BYTES_MAX,
     REQUESTS_PENDING_MAX,
+    REQUESTS_SERVED_BYTES_MAX,
     REQUESTS_SERVED_MAX,
     RETIRE_S,
     WRITE_BUFFER_HIGH_BYTES,
@@ -77,6 +78,7 @@ class Link(TlsUser):
         self._is_paused = self._is_corked = self._is_flush_due = False
         self._pending: dict[int, asyncio.Future[bytes]] = {}
         self._serving: dict[int, asyncio.Task[None]] = {}
+        self._serving_bytes = 0
         self._last_request_id = 0
         self._pong_waiters: list[asyncio.Future[None]] = []
         self._close_reason: str | None = None
@@ -389,16 +391,25 @@ class Link(TlsUser):
         server = self._events.server(method)
         if server is None:
             self._fail(request_id, "unknown_method", f"this node does not serve {method!r}")
-        elif len(self._serving) >= REQUESTS_SERVED_MAX:
-            self._fail(request_id, "busy", f"{REQUESTS_SERVED_MAX} requests of yours are being served: retry later")
+        elif self._serving and (
+            len(self._serving) >= REQUESTS_SERVED_MAX or self._serving_bytes + len(payload) > REQUESTS_SERVED_BYTES_MAX
+        ):
+            self._fail(request_id, "busy", f"{len(self._serving)} requests of yours are being served: retry later")
         elif request_id in self._serving:
             raise FrameError("garbage", "the peer used a request id twice")
         else:
             task = self._tasks.spawn(self._serve(server, request_id, method, payload), f"mesh serve {method}")
             if task is not None:
                 self._serving[request_id] = task
+                self._serving_bytes += len(payload)
+                size_bytes = len(payload)
+
+                def end(_: asyncio.Task[None]) -> None:
+                    del self._serving[request_id]
+                    self._serving_bytes -= size_bytes
+
                 # Not in the coroutine's own `finally`: a task cancelled before its first step never gets there.
-                task.add_done_callback(lambda _: self._serving.pop(request_id, None))
+                task.add_done_callback(end)
 
     async def _serve(self, server: Server, request_id: int, method: str, payload: bytes) -> None:
         try:

@@ -10,9 +10,10 @@ import pytest
 from mesh import limits
 from mesh.errors import BindError
 from mesh.links import manager
-from mesh.links.frames import Kind, pack
+from mesh.links.frames import Kind, pack, pack_call, pack_id, pack_notice, unpack_call
+from mesh.proposals import Announce, FoundingRecord, encode_message
 from mesh.secrets import MeshSecret
-from storage.ids import NodeId
+from storage.ids import MeshId, NodeId
 from tests.unit.mesh.support import (
     address,
     claims,
@@ -151,6 +152,56 @@ async def test_an_oversized_frame_closes_a_link_and_is_counted(directory: Path) 
             writer.write(struct.pack("!IB", limits.FRAME_BYTES_MAX + 1, Kind.RAFT))
             await until(lambda: not a.is_up(node_id))
         assert a.counters()["oversized_frame"] == 1
+
+
+@run
+async def test_one_peer_makes_us_hold_no_more_than_the_cap(directory: Path) -> None:
+    mebibyte = 1024 * 1024
+    requests = limits.REQUESTS_SERVED_BYTES_MAX // mebibyte + 4
+
+    async def never(peer: NodeId, payload: bytes) -> bytes:
+        return await asyncio.Future()
+
+    async with site(directory) as here:
+        a = await here.start("a")
+        a.serve("never", never)
+        async with stranger(directory, a) as (reader, writer, node_id):
+            writer.write(pack(Kind.HELLO, encoded(claims(node_id))))
+            assert (await read_frame(reader))[0] == Kind.WELCOME
+            for number in range(requests):
+                writer.write(pack_call(Kind.REQUEST, number, b"never", b"x" * mebibyte))
+                await writer.drain()
+            refused = []
+            while len(refused) < 4:
+                kind, body = await read_frame(reader)
+                if kind == Kind.FAILURE:
+                    refused.append(unpack_call(body)[:2])
+            assert refused == [(number, "busy") for number in range(requests - 4, requests)]
+            assert a.peers()[0].counters["requests_serving"] == requests - 4
+            for number in range(requests - 4):
+                writer.write(pack_id(Kind.CANCEL, number, b""))
+            await until(lambda: a.peers()[0].counters["requests_serving"] == 0)
+            writer.write(pack_call(Kind.REQUEST, requests, b"never", b"x" * mebibyte))
+            await until(lambda: a.peers()[0].counters["requests_serving"] == 1)
+
+
+@run
+async def test_what_a_peer_says_of_itself_again_and_of_a_founding_is_bounded(directory: Path) -> None:
+    long = "x" * limits.HANDSHAKE_FRAME_BYTES_MAX
+    async with site(directory) as here:
+        a = await here.start("a")
+        async with stranger(directory, a) as (reader, writer, node_id):
+            writer.write(pack(Kind.HELLO, encoded(claims(node_id))))
+            assert (await read_frame(reader))[0] == Kind.WELCOME
+            record = FoundingRecord("founded", MeshId(long), (node_id,), node_id, 0, number=1, floor=1)
+            writer.write(pack(Kind.FOUNDING, encode_message(Announce("core", 1, record))))
+            writer.write(pack_notice(b"mesh.hello", encoded(claims(node_id) | {"http_address": long})))
+            writer.write(pack_notice(b"mesh.hello", encoded(claims(node_id) | {"http_address": "short"})))
+            await until(lambda: a.peers() and a.peers()[0].http_address)
+            assert a.peers()[0].http_address == "short"
+            assert a.mesh_id is None
+        b = await here.start("b", seeds=[address(a)])
+        await linked(a, b)
 
 
 def test_a_slow_loris_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,3 +215,14 @@ def test_refusals_are_logged_once_and_the_memory_of_them_is_bounded() -> None:
         refusals.note("garbage", f"10.1.{index // 250}.{index % 250}:1", "junk")
     assert len(refusals._logged) == limits.REFUSALS_REMEMBERED_MAX
     refusals.forgive("10.0.0.2:1")
+
+
+def test_reasons_that_others_make_up_are_bounded() -> None:
+    refusals = Refusals(KeptLog())
+    refusals.note("garbage", "10.0.0.1:1", "junk")
+    for index in range(3 * limits.REFUSAL_REASONS_MAX):
+        refusals.note(f"reason-{index}", "10.0.0.1:1", "junk", by_peer=True)
+    refusals.note("garbage", "10.0.0.1:1", "junk")
+    assert refusals.counters["garbage"] == 2
+    assert len(refusals.counters) == limits.REFUSAL_REASONS_MAX + 1
+    assert refusals.counters.total() == 3 * limits.REFUSAL_REASONS_MAX + 2
