@@ -53,15 +53,7 @@ class Listener:
 
     async def stop(self) -> None:
         """Stop listening; connections being greeted belong to the supervisor."""
-        loop = asyncio.get_running_loop()
-        for server in self._servers:
-            for bound in server.sockets:
-                loop.remove_reader(bound.fileno())
-        # What asyncio has accepted but not handed over would never be closed by a server that is closed now.
-        for _ in range(3):
-            await asyncio.sleep(0)
-        for server in self._servers:
-            server.close()
+        await stop_accepting(*self._servers)
         self._servers.clear()
 
     def _knock(self, transport: asyncio.Transport) -> None:
@@ -88,6 +80,18 @@ class Listener:
         self._pending[host] -= 1
         if not self._pending[host]:
             del self._pending[host]
+
+
+async def stop_accepting(*servers: asyncio.Server) -> None:
+    """Closes them, once all that was accepted is handed over: what is on its way to a closed one is never closed."""
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for bound in server.sockets:
+            loop.remove_reader(bound.fileno())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
 
 
 def open_sockets(host: str, port: int, *, has_secret: bool) -> list[socket.socket]:

@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
+from mesh.links.listener import stop_accepting
 from node.http import limits
 from node.http.answers import answer_problem
 from node.http.app import build_app
@@ -42,6 +43,7 @@ class HttpServer:
         self._port = port
         self._app = build_app(service, Guard(bind, token, allow_unauthenticated))
         self._runner: _Runner | None = None
+        self._listening: asyncio.Server | None = None
 
     async def start(self) -> tuple[str, int]:
         """Raises `HttpConfigError` `bind_failed`."""
@@ -51,16 +53,22 @@ class HttpServer:
             max_field_size=limits.HEADER_LINE_BYTES_MAX, max_headers=limits.HEADERS_MAX, auto_decompress=False,
         )  # fmt: skip
         await runner.setup()
+        assert runner.server is not None
         try:
-            await web.TCPSite(runner, self._bind, self._port, backlog=128).start()
+            self._listening = await asyncio.get_running_loop().create_server(
+                runner.server, self._bind, self._port, backlog=128
+            )
         except (OSError, OverflowError) as error:
             await runner.cleanup()
             raise HttpConfigError("bind_failed", _cannot_listen(self._bind, self._port, error)) from error
         self._runner = runner
-        host, port = runner.addresses[0][:2]
+        host, port = self._listening.sockets[0].getsockname()[:2]
         return host, port
 
     async def stop(self) -> None:
+        if self._listening is not None:
+            await stop_accepting(self._listening)
+            self._listening = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

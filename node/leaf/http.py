@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from mesh.errors import MeshError
+from mesh.links.listener import stop_accepting
 from mesh.supervise import Supervisor
 from node.http.guard import Guard, HttpConfigError
 from node.http.problems import Problem
@@ -104,7 +105,7 @@ class LeafHttp:
 
     async def stop(self) -> None:
         if self._server is not None:
-            self._server.close()
+            await stop_accepting(self._server)
         await self._tasks.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping
 
+from mesh.links.listener import stop_accepting
 from node.testing.relayed import MADE
 
 CHUNK_BYTES = 64 * 1024
@@ -68,10 +69,7 @@ class Relay:
         self.address = server.sockets[0].getsockname()[:2]
         self._is_up.set()
         await self._stopping.wait()
-        # asyncio forgets a socket that was accepted when its server is closed: no more, these begin, then it is closed.
-        self._loop.remove_reader(server.sockets[0].fileno())
-        await asyncio.sleep(0)
-        server.close()
+        await stop_accepting(server)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -171,7 +171,7 @@ async def test_one_peer_makes_us_hold_no_more_than_the_cap(directory: Path) -> N
             for number in range(requests):
                 writer.write(pack_call(Kind.REQUEST, number, b"never", b"x" * mebibyte))
                 await writer.drain()
-            refused = []
+            refused: list[tuple[int, str]] = []
             while len(refused) < 4:
                 kind, body = await read_frame(reader)
                 if kind == Kind.FAILURE:
