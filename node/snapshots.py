@@ -267,9 +267,9 @@ class Snapshots:
             if part.wait:
                 await asyncio.sleep(WAIT_S)
                 continue
-            if not part.data and part.size:
-                raise NoSnapshot(f"{source} gave nothing")
             is_complete = await asyncio.to_thread(self._workshop.receive, part.offset, part.data)
+            if not part.data and not is_complete:  # nothing is left to be sent of what had arrived whole before
+                raise NoSnapshot(f"{source} gave nothing")
             received = part.offset + len(part.data)
             self._note("receiving", index=part.index, received_bytes=received, total_bytes=part.size)
         async with self._one_at_a_time:

@@ -19,6 +19,7 @@ from node import snapshots
 from node.snapshots import METHOD, Snapshots
 from node.workshop import WorkFailed, Workshop
 from storage.environment import Environment
+from storage.errors import DiskFull
 from storage.ids import NodeId
 from tests.unit.consensus.test_group import ALL_TABLES, IDS, QUICK, End, Net, leader_of
 from tests.unit.state.model import S1, register, session_id, submit
@@ -162,6 +163,35 @@ def test_a_transfer_goes_on_where_it_was_after_a_restart(tmp_path: Path, monkeyp
             await nodes.groups[leader].propose(submit(session_id(999)))
             await converge(nodes, leader)
             assert nodes.offsets[0] == 8_000
+
+    asyncio.run(scenario())
+
+
+def test_what_had_arrived_whole_is_used_after_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to be sent of it, and nobody else gives one."""
+    monkeypatch.setattr(snapshots, "RETRY_S", 0.05)
+
+    def fail() -> None:
+        raise WorkFailed("no room for a copy")
+
+    async def scenario() -> None:
+        async with running(tmp_path) as nodes:
+            leader, lost = await left_behind(nodes)
+            other = next(node for node in IDS if node not in (leader, lost))
+            monkeypatch.setattr(nodes.snapshots[other]._workshop, "make", fail)
+            workshop = nodes.snapshots[lost]._workshop
+            fill, tries = workshop.fill, []
+
+            def fill_later() -> object:
+                tries.append(workshop.received()[1])
+                if len(tries) == 1:
+                    raise DiskFull("no room yet")
+                return fill()
+
+            monkeypatch.setattr(workshop, "fill", fill_later)
+            nodes.heal(lost)
+            await converge(nodes, leader)
+            assert tries[0] == tries[1]
 
     asyncio.run(scenario())
 
