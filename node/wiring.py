@@ -1,5 +1,6 @@
 """What each part is told: the configuration in the words of the packages below."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 
@@ -23,13 +24,18 @@ from node.service.ports import NodeFacts
 from node.service.service import NodeService
 from node.tiers import CONFIGURED, Decided, candidate, in_mesh
 from storage import codec
+from storage.datafile import REMEDY
 from storage.environment import Environment
+from storage.errors import CorruptStore
 from storage.ids import NodeId
 from storage.meta import FORMAT
 from storage.migration import Migration, migrate
+from storage.opening import DATA_FILE
 from storage.transactions import Store, Transaction
 
 FOUNDING_TABLE = "founding"
+_HAD_STORE = "identity/had-store"
+"""An empty file beside the key: the node of this key has had a store."""
 MIGRATIONS: Mapping[int, Migration] = {}
 """Store format -> the step to the next one; here, because only here all tables are known."""
 
@@ -63,10 +69,16 @@ def put_founding(txn: Transaction, record: FoundingRecord) -> None:
 
 
 def open_store(config: Config) -> Environment:
-    """Makes the data directory if need be; refuses one that another daemon uses."""
+    """Makes the data directory if need be; refuses one that another daemon uses, or whose store is gone although its
+    node goes on: it would have forgotten its votes."""
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = config.data_dir / STORE_DIRECTORY
+    path, note = config.data_dir / STORE_DIRECTORY, config.data_dir / _HAD_STORE
+    if note.exists() and not (path / DATA_FILE).exists():
+        raise CorruptStore(f"{path / DATA_FILE} is missing, though it was here. {REMEDY}", path)
     store = Environment.open(path, STORE_TABLES, software=f"meshnode {__version__}", migrations=MIGRATIONS)
+    with contextlib.suppress(OSError):  # a full disk: at the next start
+        note.parent.mkdir(mode=0o700, exist_ok=True)
+        note.touch(mode=0o600)
     shutil.rmtree(config.data_dir / BACKUP_DIRECTORY, ignore_errors=True)  # of a process that was killed
     return store
 

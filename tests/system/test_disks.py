@@ -195,6 +195,8 @@ def test_a_torn_file_is_refused_with_what_to_do(mesh: LocalMesh) -> None:
     with (overwritten.directory / "data" / "consensus" / "data.mdb").open("r+b") as file:
         file.write(os.urandom(8192))
     assert "first pages are damaged" in refuses_to_start(overwritten)
+    overwritten.directory.joinpath("data", "consensus").rename(overwritten.directory / "elsewhere")
+    assert "is missing, though it was here" in refuses_to_start(overwritten)
     mesh.restart(cut.name)  # what was put back is sound
     mesh.wait("two of three go on", lambda: cut.status() and (cut.status() or {}).get("leader"))
     assert mesh.wait_session(mesh.submit(ECHO, on=cut.name)["id"], on=cut.name)["completed"] == 10
