@@ -34,9 +34,14 @@ class Inward:
         server = self._runner.server
         assert server is not None, "start it first"
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(server, theirs)
-            return await asyncio.open_connection(sock=ours, limit=limits.STREAM_BUFFER_BYTES)
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(server, theirs)
         except BaseException:
             ours.close()
             theirs.close()
+            raise
+        try:
+            return await asyncio.open_connection(sock=ours, limit=limits.STREAM_BUFFER_BYTES)
+        except BaseException:
+            ours.close()
+            transport.abort()  # closing its socket here would leave the loop deaf to the next one of the same number
             raise
