@@ -114,17 +114,20 @@ def _from_ritual(name: str, values: Sequence[str]) -> dict[str, Any]:
 
 def _typed(maker: Callable[..., Any], values: Sequence[str]) -> list[Any]:
     """The words of the command line as the types that the function asks for."""
-    kinds: list[Any] = []
+    takes: list[inspect.Parameter] = []
     for parameter in inspect.signature(maker, eval_str=True).parameters.values():
         repeat = len(values) if parameter.kind is parameter.VAR_POSITIONAL else 1
         if parameter.kind is not parameter.KEYWORD_ONLY:
-            kinds += [parameter.annotation] * repeat
-    if len(values) > len(kinds):
-        raise TypeError(f"{len(kinds)} arguments at most, found {len(values)}")
+            takes += [parameter] * repeat
+    if len(values) > len(takes):
+        raise TypeError(f"{len(takes)} arguments at most, found {len(values)}")
     typed: list[Any] = []
-    for kind, value in zip(kinds, values, strict=False):
-        wanted = {int, float, Path} & {kind, *get_args(kind)}
-        typed.append(wanted.pop()(value) if len(wanted) == 1 else value)
+    for parameter, value in zip(takes, values, strict=False):
+        wanted = {int, float, Path} & {parameter.annotation, *get_args(parameter.annotation)}
+        try:
+            typed.append(wanted.pop()(value) if len(wanted) == 1 else value)
+        except ValueError:
+            raise TypeError(f"{parameter.name}: found {value!r}, allowed: a number") from None
     return typed
 
 

@@ -30,6 +30,8 @@ RETRY_S = 30.0
 PAGE_ROWS = 1000
 """Nodes give no more at once."""
 
+FAILURES_SHOWN = 5
+
 ID_CELLS = 36
 SHORT_CELLS = 8
 WIDE_CELLS = 100
@@ -221,6 +223,12 @@ def _print_session(api: Api, session: dict[str, Any], is_json: bool, *, has_bran
         if has_branches:
             print(render.heading("Branches"))
             print(_branch_table(document["branches"], names))
+        elif session.get("failed"):
+            query = {"status": "failed", "limit": FAILURES_SHOWN}
+            print(render.heading("Failures"))
+            print(_failures(api.read(f"/v1/sessions/{session_id}/branches", query)["branches"], names))
+            if session["failed"] > FAILURES_SHOWN:
+                print(f"  ... see all with: meshnode session show {session_id} --branches")
     return Exit.FAILED if session["status"] in ("failed", "cancelled") else Exit.OK
 
 
@@ -262,6 +270,14 @@ def _branch_table(branches: list[dict[str, Any]], names: Mapping[str, str]) -> s
              row["task"], note]
         )  # fmt: skip
     return render.table(["#", "status", "node", "attempt", "took", "task", "note"], rows, indent="  ", right=(0, 3, 4))
+
+
+def _failures(branches: list[dict[str, Any]], names: Mapping[str, str]) -> str:
+    return render.bullets(
+        f"branch {row['branch_index']}, attempt {row['attempt']} on {names.get(str(row['node_id']), row['node_id'])}: "
+        f"{(row['failure'] or {}).get('message', 'no reason is known')}"
+        for row in branches
+    )
 
 
 def _insight(api: Api, session_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

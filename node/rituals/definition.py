@@ -58,11 +58,11 @@ class Parameter(NamedTuple):
         if self.choices is not None:
             text += " out of " + ", ".join(repr(choice) for choice in self.choices)
         if self.minimum is not None and self.maximum is not None:
-            text += f" from {self.minimum:g} to {self.maximum:g}"
+            text += f" from {_number(self.minimum)} to {_number(self.maximum)}"
         elif self.minimum is not None:
-            text += f" of at least {self.minimum:g}"
+            text += f" of at least {_number(self.minimum)}"
         elif self.maximum is not None:
-            text += f" of at most {self.maximum:g}"
+            text += f" of at most {_number(self.maximum)}"
         if self.length_max is not None:
             text += f", length at most {self.length_max}"
         return text
@@ -86,6 +86,11 @@ class Parameter(NamedTuple):
         if fits:
             return None
         return f"parameter {self.name!r}: found {_shown(value)}, allowed is {self.allowed()}"
+
+
+def _number(value: float) -> str:
+    """Whole numbers with all their digits."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
 
 
 class RitualDefinition(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from node.cli import drafts
-from node.cli.exits import Exit
+from node.cli.exits import CommandError, Exit
 from node.cli.main import build_parser, main
-from tests.unit.cli.conftest import SESSION_ID, Answer, FakeNode, Request, insight_document, session
+from tests.unit.cli.conftest import NODE, SESSION_ID, Answer, FakeNode, Request, insight_document, session
 
 
 def accepting(node: FakeNode, **changes: Any) -> None:
@@ -94,6 +94,8 @@ def test_branches_from_a_ritual_get_the_types_it_asks_for(monkeypatch: pytest.Mo
         return [{"task": f"{index} {folder} {rest}", "parameters": {"n": index}} for index in range(count)]
 
     monkeypatch.setattr(echo, "branches", branches, raising=False)
+    with pytest.raises(CommandError, match="--branches-from echo: count: found 'two', allowed: a number"):
+        drafts.build(build_parser().parse_args(["session", "submit", "--branches-from", "echo", "two"]))
     words = ["session", "submit", "--branches-from", "echo", "2", "docs", "x", "--param", "y=1"]
     body = drafts.build(build_parser().parse_args(words))
     assert body["ritual"] == "echo"
@@ -126,9 +128,15 @@ def test_waiting_gives_up_at_its_deadline(node: FakeNode, capsys: pytest.Capture
 
 def test_a_failed_session_is_a_failure_and_says_why(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     failure = {"code": "all_failed", "message": "every branch failed"}
-    accepting(node, status="failed", completed=0, failed=4, failure=failure)
+    accepting(node, status="failed", completed=0, failed=6, failure=failure)
+    row = {"branch_index": 3, "attempt": 2, "node_id": NODE, "failure": {"message": "ValueError: no data"}}
+    node.on(f"/v1/sessions/{SESSION_ID}/branches", {"branches": [row], "next": None})
     assert main(["session", "submit", "--ritual", "echo", "--task", "x", "--wait"]) == Exit.FAILED
-    assert "every branch failed (all_failed)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "every branch failed (all_failed)" in out
+    assert "- branch 3, attempt 2 on ann: ValueError: no data" in out
+    assert f"session show {SESSION_ID} --branches" in out
+    assert node.requests[-1].query == {"status": "failed", "limit": "5"}
 
 
 def test_watching_shows_progress_and_resumes_elsewhere(

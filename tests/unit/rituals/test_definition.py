@@ -54,6 +54,14 @@ def test_what_is_wrong_is_said(parameters: dict[str, Any], text: str) -> None:
     assert len(error) < 300
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(1, 1e8, "int from 1 to 100000000"), (-0.5, None, "int of at least -0.5"), (None, math.inf, "int of at most inf")],
+)
+def test_limits_are_written_out(low: float | None, high: float | None, text: str) -> None:
+    assert Parameter("points", "int", "how many", minimum=low, maximum=high).allowed() == text
+
+
 def test_allowed_parameters_pass_and_are_completed() -> None:
     given_ones = {"times": 2, "seconds": 0, "names": None}
     assert DEFINITION.check(given_ones) is None
