@@ -55,7 +55,8 @@ UNSENT_LOW_WATER_BYTES = 128 * 1024
 
 HANDSHAKES_PENDING_MAX = 64
 HANDSHAKES_PENDING_PER_ADDRESS_MAX = 16
-"""Inbound connections not yet welcome, in all and from one address: strangers cost us this many sockets, no more."""
+"""Inbound connections not yet welcome, in all and from one address (of IPv6, from one /64): strangers cost us this many
+sockets, no more. When all are taken, who has fewer takes a place of who has most."""
 
 HANDSHAKE_TIMEOUT_S = 5.0
 """TLS and Hello together. A Raspberry Pi needs 50 ms; a slow loris gets no longer than this."""

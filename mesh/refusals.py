@@ -4,6 +4,7 @@ from collections import Counter, OrderedDict
 
 from mesh.handshake import QUIET_CODES
 from mesh.limits import REFUSAL_REASONS_MAX, REFUSALS_REMEMBERED_MAX
+from mesh.links.book import neighbourhood
 from mesh.supervise import Logger
 
 
@@ -20,7 +21,7 @@ class Refusals:
         """Count a refusal. `remote` is `host:port`; the port is ignored when remembering, since strangers change it."""
         is_counted = code in self.counters or len(self.counters) < REFUSAL_REASONS_MAX
         self.counters[code if is_counted else "other"] += 1
-        host = remote if outbound else remote.rpartition(":")[0]
+        host = remote if outbound else _host(remote)
         key = (code, host, by_peer)
         if key in self._logged:
             self._logged.move_to_end(key)
@@ -34,6 +35,10 @@ class Refusals:
 
     def forgive(self, remote: str) -> None:
         """A link to this address came up: log its next refusal again."""
-        host = remote.rpartition(":")[0]
+        host = _host(remote)
         for key in [key for key in self._logged if key[1] in (remote, host)]:
             del self._logged[key]
+
+
+def _host(remote: str) -> str:
+    return neighbourhood(remote.rpartition(":")[0].strip("[]"))

@@ -8,6 +8,7 @@ places with a chance of one in three, whoever sends them, and one dial is all th
 addresses of one peer, but for the first, which is the one that worked last.
 """
 
+import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Protocol, TypeVar
@@ -59,6 +60,15 @@ def split_address(address: str) -> tuple[str, int]:
 
 def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def neighbourhood(host: str) -> str:
+    """Whom a stranger can pass for at will: with IPv6 he has all addresses of a /64."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 class Standing(IntEnum):

@@ -5,13 +5,12 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mesh.errors import BindError
 from mesh.limits import HANDSHAKES_PENDING_MAX, HANDSHAKES_PENDING_PER_ADDRESS_MAX
-from mesh.links.book import join_address
+from mesh.links.book import join_address, neighbourhood
 from mesh.supervise import Supervisor
 
 Greet = Callable[[asyncio.Transport, str], Coroutine[Any, Any, None]]
@@ -41,7 +40,8 @@ class Listener:
         self._refused = refused
         self._tasks = tasks
         self._servers: list[asyncio.Server] = []
-        self._pending: Counter[str] = Counter()
+        self._greeted: dict[str, dict[asyncio.Task[None], str]] = {}
+        """By neighbourhood, the oldest first: who has not said who he is, and his address."""
         self.port = 0
 
     async def start(self, host: str, port: int, *, has_secret: bool) -> None:
@@ -63,23 +63,46 @@ class Listener:
             return
         host = str(name[0]).removeprefix("::ffff:")
         remote = join_address(host, name[1])
-        if self._pending.total() >= HANDSHAKES_PENDING_MAX or self._pending[host] >= HANDSHAKES_PENDING_PER_ADDRESS_MAX:
-            self._refused("too_many_handshakes", remote, "too many connections that have not said who they are")
+        source = neighbourhood(host)
+        if not self._has_room(len(self._greeted.get(source, ()))):
+            self._turn_away(remote)
             transport.abort()
             return
-        self._pending[host] += 1
         task = self._tasks.spawn(self._greet(transport, remote), f"mesh greet {remote}")
         if task is None:
             transport.abort()
             return
-        task.add_done_callback(lambda task: self._leave(host, transport, was_cancelled=task.cancelled()))
+        self._greeted.setdefault(source, {})[task] = remote
+        task.add_done_callback(lambda task: self._leave(source, task, transport))
 
-    def _leave(self, host: str, transport: asyncio.Transport, *, was_cancelled: bool) -> None:
-        if was_cancelled:
-            transport.abort()  # a task cancelled before its first step has closed nothing
-        self._pending[host] -= 1
-        if not self._pending[host]:
-            del self._pending[host]
+    def _has_room(self, taken: int) -> bool:
+        """For one more from where `taken` are from. If all places are taken it gets one of those who have the most."""
+        if taken >= HANDSHAKES_PENDING_PER_ADDRESS_MAX:
+            return False
+        if sum(map(len, self._greeted.values())) < HANDSHAKES_PENDING_MAX:
+            return True
+        source = max(self._greeted, key=lambda source: len(self._greeted[source]))
+        if len(self._greeted[source]) < taken + 2:
+            return False
+        oldest, remote = next(iter(self._greeted[source].items()))
+        self._forget(source, oldest)
+        self._turn_away(remote)
+        oldest.cancel()
+        return True
+
+    def _turn_away(self, remote: str) -> None:
+        self._refused("too_many_handshakes", remote, "too many connections that have not said who they are")
+
+    def _leave(self, source: str, task: asyncio.Task[None], transport: asyncio.Transport) -> None:
+        if task.cancelled():
+            transport.abort()  # if it was cancelled before its first step it has closed nothing
+        self._forget(source, task)
+
+    def _forget(self, source: str, task: asyncio.Task[None]) -> None:
+        greeted = self._greeted.get(source, {})
+        greeted.pop(task, None)
+        if not greeted:
+            self._greeted.pop(source, None)
 
 
 async def stop_accepting(*servers: asyncio.Server) -> None:

@@ -239,6 +239,27 @@ async def test_too_many_at_the_door_are_turned_away_and_members_still_get_in(dir
         await linked(a, b)
 
 
+def test_who_takes_all_places_at_the_door_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "HANDSHAKE_TIMEOUT_S", 1000.0)
+    each, total = limits.HANDSHAKES_PENDING_PER_ADDRESS_MAX, limits.HANDSHAKES_PENDING_MAX
+
+    async def scenario() -> None:
+        async with site(tmp_path) as here:
+            a = await here.start("a")
+            writers = []
+            for number in range(total):
+                source = (f"127.0.1.{1 + number // each}", 0)
+                _, writer = await asyncio.open_connection("127.0.0.1", a.port, local_addr=source)
+                writers.append(writer)
+            b = await here.start("b", seeds=[address(a)])
+            await linked(a, b)
+            assert a.counters()["too_many_handshakes"] == 1
+            for writer in writers:
+                await close(writer)
+
+    asyncio.run(scenario())
+
+
 @run
 async def test_without_a_secret_only_loopback_is_bound(directory: Path) -> None:
     async with site(directory) as here:

@@ -217,6 +217,18 @@ def test_refusals_are_logged_once_and_the_memory_of_them_is_bounded() -> None:
     refusals.forgive("10.0.0.2:1")
 
 
+def test_a_stranger_is_one_whatever_address_of_his_network_he_takes() -> None:
+    log = KeptLog()
+    refusals = Refusals(log)
+    for index in range(9):
+        refusals.note("garbage", f"[fd00::{index}]:1", "junk")
+    refusals.note("garbage", "[fd00:0:0:1::1]:1", "junk")
+    assert len(log.refusals("garbage")) == 2
+    refusals.forgive("[fd00::77]:2")
+    refusals.note("garbage", "[fd00::1]:1", "junk")
+    assert len(log.refusals("garbage")) == 3
+
+
 def test_reasons_that_others_make_up_are_bounded() -> None:
     refusals = Refusals(KeptLog())
     refusals.note("garbage", "10.0.0.1:1", "junk")
