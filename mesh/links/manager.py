@@ -160,6 +160,8 @@ class LinkManager:
                 refuse = judge(ours, theirs, presented) or await self._conflict(theirs)
                 if refuse is not None:
                     raise HandshakeRefused(refuse.code, refuse.message)
+                if link.closed.done():
+                    raise ConnectionResetError("the caller hung up meanwhile")
                 link.hello_out(Kind.WELCOME, ours)
                 self._establish(link, theirs, is_renewal=theirs.is_renewal)
         except HandshakeRefused as refusal:

@@ -9,6 +9,7 @@ import pytest
 
 from mesh import limits
 from mesh.errors import BindError
+from mesh.identity import Identity
 from mesh.links import manager
 from mesh.links.frames import Kind, pack, pack_call, pack_id, pack_notice, unpack_call
 from mesh.proposals import Announce, FoundingRecord, encode_message
@@ -90,6 +91,23 @@ async def test_a_clone_of_a_linked_node_is_refused_while_the_original_answers(di
         await until(lambda: a.counters().get("cloned_identity") and clone.counters().get("cloned_identity"))
         assert a.hello_of(b.node_id).instance_id == b.instance_id  # type: ignore[union-attr]
         assert "copy of its data directory" in here.logs["clone"].refusals("cloned_identity")[0]["detail"]
+
+
+@run
+async def test_who_hangs_up_while_its_former_link_is_asked_is_not_linked(directory: Path) -> None:
+    """A machine that lost its power, came back, and lost it again."""
+    async with site(directory) as here:
+        a = await here.start("a")
+        identity = Identity.generate()
+        async with stranger(directory, a, identity) as (_, writer, node_id):
+            writer.write(pack(Kind.HELLO, encoded(claims(node_id))))
+            await until(lambda: a.is_up(node_id))
+            former = a._manager.links[node_id]
+            again = claims(node_id) | {"instance_id": "8899aabbccddeeff"}
+            async with stranger(directory, a, identity) as (_, second, _):
+                second.write(pack(Kind.HELLO, encoded(again)))
+                await until(lambda: former._pong_waiters, "the former link is asked")
+            await until(lambda: former.closed.done() and not a.is_up(node_id))
 
 
 @run
