@@ -159,7 +159,7 @@ class Dispatcher:
 
     def _decide(self, leading_s: float) -> tuple[list[AnyCommand], bool]:
         """And whether there is nothing more to be found until something happens."""
-        now_ms = self._now_ms()
+        now_ms, now = self._now_ms(), time.monotonic()
         outlook = self._outlook()
         with self._consensus.read() as txn:
             members = queries.members(txn)
@@ -174,17 +174,18 @@ class Dispatcher:
                 is_doubting=outlook.is_doubting,
                 knows_suspects=known >= SUSPECT_VERSION,
                 leases=leases,
-                overdue=self._overdue(txn, leases),
-                stuck=self._stuck(time.monotonic()),
+                overdue=self._overdue(txn, leases, now),
+                stuck=self._stuck(now),
                 average_ms=lambda session_id: ahead.average_ms(queries.get_session(txn, session_id)),
+                age_ms=lambda lease: self._lease_clock.age_ms(lease, now),
             )
             # with a review, not with every decision: it reads sessions and branches
-            is_due = time.monotonic() - self._slow_at >= REVIEW_S
+            is_due = now - self._slow_at >= REVIEW_S
             ledger = StoredLedger(txn) if is_due and known >= SPECULATION_VERSION else None
             commands, served = decide(view, StoredQueue(txn), self._turns, now_ms, ledger)
             queue_length = queries.queue_length(txn)
         if ledger is not None and not served.has_more:
-            self._slow_at = time.monotonic()
+            self._slow_at = now
         self._looked += served.looked
         has_placed = any(isinstance(command, AssignBranches) for command in commands)
         if served.has_more and not has_placed and self._looked < queue_length:
@@ -196,9 +197,8 @@ class Dispatcher:
         """Members whose replica does not keep up; known on the leader only."""
         return self._stuck(time.monotonic()) if self._leading_since is not None else set()
 
-    def _overdue(self, txn: Transaction, leases: Sequence[Lease]) -> list[Lease]:
+    def _overdue(self, txn: Transaction, leases: Sequence[Lease], now: float) -> list[Lease]:
         """With a review, not with every decision."""
-        now = time.monotonic()
         if now - self._clocked_at < REVIEW_S:
             return []
         self._clocked_at = now

@@ -1,9 +1,9 @@
-"""Which leases have run out, by how long this leader has seen them. Pure.
+"""For how long attempts have run, and which leases have run out, by how long this leader has seen them. Pure.
 
 The deadline in a lease is by the wall clock of whoever gave it, which may be wrong, or set while the branch executes:
 it is for people. A lease has run out when its leader has seen it for as long as it lasts. A new leader counts anew.
 That delays what is only the last resort: a node that works enforces the time-out of an attempt itself, and one that
-does not is found dead by its silence.
+does not is found dead by its silence. A second attempt beside a slow one waits as long (`speculation`).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,10 @@ LONG_S = 2.0
 """How long a lease lasts is looked up when it has been seen for so long: most have ended by then."""
 
 _Key: TypeAlias = tuple[str, int, int]
+
+
+def _key(lease: Lease) -> _Key:
+    return (lease.session_id, lease.branch_index, lease.attempt)
 
 
 class LeaseClock:
@@ -29,7 +33,7 @@ class LeaseClock:
         seen_at, lasts_s, over = self._seen_at, self._lasts_s, []
         self._seen_at, self._lasts_s = {}, {}
         for lease in leases:
-            key = (lease.session_id, lease.branch_index, lease.attempt)
+            key = _key(lease)
             since = self._seen_at[key] = seen_at.get(key, now_s)
             if now_s - since < LONG_S:
                 continue
@@ -38,3 +42,7 @@ class LeaseClock:
             if now_s - since >= lasts:
                 over.append(lease)
         return over
+
+    def age_ms(self, lease: Lease, now_s: float) -> int:
+        """0 of one that the last look has not seen yet."""
+        return int((now_s - self._seen_at.get(_key(lease), now_s)) * 1000)

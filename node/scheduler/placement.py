@@ -57,6 +57,8 @@ class View:
     """Whether every member's software does."""
     average_ms: Callable[[SessionId], float | None] = lambda session_id: None
     """See `ahead.average_ms`."""
+    age_ms: Callable[[Lease], int] = lambda lease: 0
+    """See `lease_clock`."""
 
     @cached_property
     def by_id(self) -> Mapping[NodeId, Member]:

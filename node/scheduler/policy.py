@@ -55,7 +55,7 @@ def decide(
     if ledger is not None and floor.free > 0 and not served.has_more:
         overdue = set(view.overdue)
         held = [lease for lease in view.leases if lease not in overdue and lease.node_id not in gone]
-        speculative = speculate(held, floor, ledger, turns, view.leader_for_ms, now_ms, LEASE_GRACE_MS)
+        speculative = speculate(held, floor, ledger, turns, view.age_ms, now_ms, LEASE_GRACE_MS)
     if assignments or speculative:
         commands.append(AssignBranches(assignments=assignments, at_ms=now_ms, speculative=speculative))
     return commands, served

@@ -5,12 +5,13 @@ Rules:
   known how long its branches take. What is far beyond that is more likely a slow node than a long branch.
 - beside each attempt there is one at most (the state machine sees to that); it goes where any branch of its kind may.
 - a session may be submitted without: what its rituals do elsewhere (a payment, a message) is then not done by two.
-- a new leader waits: times are of the clock of the one before it, and results may be on their way since it was lost.
+- how long an attempt has run is how long this leader has seen its lease (`lease_clock`): no other clock counts, and a
+  new leader waits, as results may be on their way since the one before it was lost.
 - the cost of a look is bounded; the next one goes on behind it.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from consensus.state.commands import Assignment
@@ -27,9 +28,6 @@ SLOW_FACTOR = 2.0
 SLOW_MS = 1_000
 """Slow is what has run for so many times the mean of those that are done, and for so much longer. Less than a second is
 not worth the second attempt."""
-
-SETTLED_MS = 10_000
-"""A leader for so long has heard of what ended before it: elections and clocks that differ take less."""
 
 SLOTS_SHARE = 0.1
 """Of the slots of the mesh, at least one, may execute second attempts: what comes next must find places."""
@@ -54,7 +52,13 @@ class Ledger(Protocol):
 
 
 def speculate(
-    leases: Sequence[Lease], floor: Floor, ledger: Ledger, turns: Turns, leader_for_ms: int, now_ms: int, grace_ms: int
+    leases: Sequence[Lease],
+    floor: Floor,
+    ledger: Ledger,
+    turns: Turns,
+    age_ms: Callable[[Lease], int],
+    now_ms: int,
+    grace_ms: int,
 ) -> list[Assignment]:
     """Takes the places on the floor."""
     assignments: list[Assignment] = []
@@ -62,7 +66,7 @@ def speculate(
     room = max(1, int(SLOTS_SHARE * floor.slots)) - under_way
     if room <= 0:
         return []
-    for tried, (session, branch) in enumerate(_slow(leases, ledger, turns, leader_for_ms, now_ms), 1):
+    for tried, (session, branch) in enumerate(_slow(leases, ledger, turns, age_ms), 1):
         entry = queue_entry(branch, session)
         member = floor.choose(entry)
         if member is not None and member.node_id != branch.node_id:
@@ -74,7 +78,7 @@ def speculate(
 
 
 def _slow(
-    leases: Sequence[Lease], ledger: Ledger, turns: Turns, leader_for_ms: int, now_ms: int
+    leases: Sequence[Lease], ledger: Ledger, turns: Turns, age_ms: Callable[[Lease], int]
 ) -> Iterator[tuple[Session, Branch]]:
     """Goes on behind the last one that was looked at."""
     start = bisect_right(leases, turns.slow, key=_place)
@@ -88,16 +92,13 @@ def _slow(
             sessions[lease.session_id] = _known(ledger.session(lease.session_id))
             reads += 1
         known = sessions[lease.session_id]
-        if known is None or leader_for_ms < min(known[1], SETTLED_MS):
+        if known is None or age_ms(lease) <= known[1]:
             continue
-        session, slow_ms = known
         branch = ledger.branch(lease.session_id, lease.branch_index)
         reads += 1
-        if branch is None or branch.role != "branch" or branch.started_at_ms is None:
-            continue
-        is_slow = branch.attempt == lease.attempt and now_ms - branch.started_at_ms > slow_ms
-        if is_slow and ledger.takes_second(branch):
-            yield session, branch
+        is_first = branch is not None and branch.role == "branch" and branch.attempt == lease.attempt
+        if branch is not None and is_first and ledger.takes_second(branch):
+            yield known[0], branch
 
 
 def _place(lease: Lease) -> tuple[SessionId, int]:

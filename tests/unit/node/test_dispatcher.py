@@ -77,9 +77,8 @@ async def leading(
     group: TwinGroup,
     links: dict[NodeId, LinkView] | None = None,
     kind: type[Dispatcher] = Dispatcher,
-    now_ms: Callable[[], int] = lambda: NOW_MS,
 ) -> AsyncIterator[Dispatcher]:
-    dispatcher = kind(NODE, group, lambda: Outlook(links or {}), now_ms)
+    dispatcher = kind(NODE, group, lambda: Outlook(links or {}), lambda: NOW_MS)
     group.subscribe_events(lambda events: dispatcher.wake())
     task = asyncio.create_task(dispatcher.run())
     dispatcher.set_leading(True)
@@ -183,7 +182,6 @@ class Straggling(TwinGroup):
     def __init__(self, software: str) -> None:
         super().__init__()
         self.assigned: list[AssignBranches] = []
-        self.now_ms = NOW_MS
         register(self, software="0.2.0+commands.2")
         register(self, OTHER, InstanceId("other"), software=software)
 
@@ -199,7 +197,7 @@ class Straggling(TwinGroup):
             "node_id": attempt.node_id,
         }
         outcome = Outcome(attempt=attempt.attempt, duration_ms=10, ritual_version="1", **where, **how)
-        self.apply(CompleteBranches(outcomes=[outcome], at_ms=self.now_ms))
+        self.apply(CompleteBranches(outcomes=[outcome], at_ms=NOW_MS))
 
     def attempts(self, index: int) -> list[Attempt]:
         with self.read() as txn:
@@ -209,14 +207,13 @@ class Straggling(TwinGroup):
 @contextlib.asynccontextmanager
 async def straggling(monkeypatch: pytest.MonkeyPatch, software: str) -> AsyncIterator[Straggling]:
     monkeypatch.setattr(dispatcher_module, "REVIEW_S", 0.001)
-    monkeypatch.setattr(speculation, "SETTLED_MS", 0)
+    monkeypatch.setattr(speculation, "SLOW_MS", 0)
     group = Straggling(software)
-    async with leading(group, {OTHER: UP}, now_ms=lambda: group.now_ms):
+    async with leading(group, {OTHER: UP}):
         submit(group, 1, 4)
         await until(lambda: len(leases(group)) == 4)
         for index in range(3):
             group.told(group.attempts(index)[0], knowledge=Knowledge())
-        group.now_ms += 30_000
         yield group
 
 
@@ -248,16 +245,19 @@ def test_nothing_is_speculative_while_a_member_does_not_know_of_it(monkeypatch: 
 
 def test_a_long_queue_that_fits_nowhere_does_not_hide_what_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked for when all of the queue has been seen, which may be many decisions after it was due."""
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(policy, "LOOK_MIN", 2)
     group = Straggling("0.2.0+commands.2")
-    dispatcher = Dispatcher(NODE, group, lambda: Outlook({OTHER: UP}), lambda: group.now_ms)
+    dispatcher = Dispatcher(NODE, group, lambda: Outlook({OTHER: UP}), lambda: NOW_MS)
     submit(group, 1, 4)
     for command in dispatcher._decide(60.0)[0]:
         group.apply(command)
+    now[0] += dispatcher_module.REVIEW_S
+    dispatcher._decide(60.0)
     for index in range(3):
         group.told(group.attempts(index)[0], knowledge=Knowledge())
-    group.now_ms += 30_000
+    now[0] += 30.0
     submit(group, 2, 900, ritual="nobody_offers_this")
     dispatcher._slow_at = 0.0
     commands, is_done = dispatcher._decide(60.0)

@@ -22,6 +22,13 @@ def test_a_lease_runs_out_when_it_was_seen_for_as_long_as_it_lasts_whatever_its_
     assert [over(now_s) for now_s in (100.0, 109.9, 110.0, 119.0, 120.0)] == [[], [], [0], [0], [0, 1]]
 
 
+def test_an_attempt_is_as_old_as_it_was_seen() -> None:
+    clock = LeaseClock()
+    clock.run_out([lease(0, "a")], 10.0, lambda one: 60_000)
+    clock.run_out([lease(0, "a"), lease(1, "a")], 12.0, lambda one: 60_000)
+    assert [clock.age_ms(lease(index, "a"), 12.5) for index in range(3)] == [2_500, 500, 0]
+
+
 def test_how_long_one_lasts_is_looked_up_once_and_not_for_the_short() -> None:
     clock = LeaseClock()
     asked: list[int] = []
