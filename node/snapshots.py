@@ -8,6 +8,7 @@ here, and all heavy work in another process (`node.workshop`), so that neither r
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
@@ -37,6 +38,9 @@ RETRY_LAST_S = 30.0
 
 KEEP_S = 120.0
 """How long a snapshot is kept after the last question for it: somebody may have restarted."""
+
+HOLD_S = 20.0
+"""Between questions while what was received is being built, which may take minutes. A third of `LOG_HELD_S`."""
 
 CHECK_FIRST_S = 3.0
 """After the start. Soon, because a disk that was repaired or copied is the likeliest to be damaged."""
@@ -122,6 +126,8 @@ class Snapshots:
         self._one_at_a_time = asyncio.Lock()
         self._made: tuple[Header, int] | None = None
         self._making: asyncio.Task[None] | None = None
+        self._making_from = 0
+        """What is being made has at least this index."""
         self._failure = ""
         """Why the last one could not be made."""
         self._failed_at = float("-inf")
@@ -169,6 +175,8 @@ class Snapshots:
                 if time.monotonic() - self._failed_at < RETRY_LAST_S:
                     return Part(self._failure, False)  # another node may be able to
                 self._making = asyncio.create_task(self._make(), name="snapshot")
+                self._making_from = status.applied_index
+            self._group.post(HoldLog(self._making_from))
             return Part("", True)
         header, size = made
         self._group.post(HoldLog(header.index))
@@ -251,7 +259,7 @@ class Snapshots:
     async def _fetch(self, source: NodeId) -> None:
         self._note("asking", source=source)
         log.info("snapshot_wanted", source=source, reason=self._group.status().quarantine_reason or "too far behind")
-        is_complete = False
+        is_complete, ask = False, b""
         while not is_complete:
             status = self._group.status()
             if not status.needs_snapshot:
@@ -272,18 +280,29 @@ class Snapshots:
                 raise NoSnapshot(f"{source} gave nothing")
             received = part.offset + len(part.data)
             self._note("receiving", index=part.index, received_bytes=received, total_bytes=part.size)
-        async with self._one_at_a_time:
-            self._note("building")
-            header, open_filled = await self._do(self._workshop.fill)
-            self._note("installing", index=header.index)
-            self._installed.clear()
-            self._group.post(InstallSnapshot(header, open_filled))
-            async with asyncio.timeout(INSTALL_S):
-                await self._installed.wait()
-            await asyncio.to_thread(self._workshop.clean)
+        asking = asyncio.create_task(self._ask_on(source, ask), name="hold of the log")
+        try:
+            async with self._one_at_a_time:
+                self._note("building")
+                header, open_filled = await self._do(self._workshop.fill)
+                self._note("installing", index=header.index)
+                self._installed.clear()
+                self._group.post(InstallSnapshot(header, open_filled))
+                async with asyncio.timeout(INSTALL_S):
+                    await self._installed.wait()
+                await asyncio.to_thread(self._workshop.clean)
+        finally:
+            asking.cancel()
         self._attempts = 0
         self._note("idle")
         log.info("snapshot_installed", index=header.index, source=source)
+
+    async def _ask_on(self, source: NodeId, ask: bytes) -> None:
+        """Until cancelled: whoever is asked keeps the log that comes after what it gave."""
+        while True:
+            await asyncio.sleep(HOLD_S)
+            with contextlib.suppress(Exception):  # whatever a transport raises
+                await self._request(source, METHOD, ask, REQUEST_S)
 
     def _note(self, state: State, **facts: Any) -> None:
         if state == "idle":

@@ -1,6 +1,7 @@
 """Bits that flip on a disk: the node notices, withdraws itself, and gets its data anew from the others."""
 
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,19 @@ def test_bits_that_flip_in_a_data_file(mesh: LocalMesh) -> None:
     mesh.wait("its rows are checked", checked, PATIENCE_S)
     more = mesh.submit(thought="afterwards", branches=[{"ritual": "echo", "task": "x"}], on=name)
     mesh.wait_session(more["id"], on=name)
+
+
+@pytest.mark.timeout(400)
+def test_the_only_core_node_is_repaired_by_an_edge(tmp_path: Path) -> None:
+    with LocalMesh(tmp_path / "mesh", 1, edges=1, zeroconf=False, with_seeds=True) as mesh:
+        mesh.start()
+        word = f"why is {uuid.uuid4().hex} so"
+        session = mesh.submit(thought=word, branches=[{"ritual": "echo", "task": "x"}])
+        mesh.wait_session(session["id"], on="edge-1")
+        core = mesh["node-1"]
+        assert core.stop() == 0
+        assert flip(core, word.encode()) >= 1
+        mesh.restart(core.name)
+        mesh.wait("it is repaired", lambda: "snapshot_installed" in core.log_text(), PATIENCE_S)
+        mesh.wait("it answers", lambda: thought_of(core, session["id"]) == (200, word), PATIENCE_S)
+        mesh.wait_session(mesh.submit(thought="afterwards", branches=[{"ritual": "echo", "task": "x"}])["id"])

@@ -9,7 +9,7 @@ from consensus.errors import SnapshotInstalled
 from consensus.group import Group
 from consensus.inbox import Posted, Stop, StreamUp
 from consensus.replica import Replica
-from consensus.steps import Input, LinkDown, LinkUp, Output, Propose, ReadIndex
+from consensus.steps import Asked, Input, LinkDown, LinkUp, Output
 from storage.ids import NodeId
 
 
@@ -37,7 +37,7 @@ class VirtualDriver(ReplicaDriver):
         if self._replica is not None:
             self._inputs.append(given)
             self._plan(0.0)
-        elif isinstance(given, Propose | ReadIndex):
+        elif isinstance(given, Asked):
             self._discard([given.token])
 
     async def stop(self) -> None:
@@ -73,7 +73,7 @@ class VirtualDriver(ReplicaDriver):
         try:
             output = replica.step(inputs, now, self._say)
         except SnapshotInstalled as installed:
-            self._discard([*replica.open_proposals()])
+            self._discard([*replica.open_proposals(), *(given.token for given in inputs if isinstance(given, Asked))])
             self._note_installed(installed.index)
             self._begin()
         except Exception as error:

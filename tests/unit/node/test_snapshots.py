@@ -1,7 +1,9 @@
 """Replicas over real stores that fall behind or are damaged, and get a snapshot from another."""
 
 import asyncio
+import itertools
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from consensus import snapshot
 from consensus.errors import Unavailable
 from consensus.group import Group
 from consensus.machine import DomainMachine
@@ -22,6 +25,7 @@ from storage.environment import Environment
 from storage.errors import DiskFull
 from storage.ids import NodeId
 from tests.unit.consensus.test_group import ALL_TABLES, IDS, QUICK, End, Net, leader_of
+from tests.unit.node import test_snapshots
 from tests.unit.state.model import S1, register, session_id, submit
 
 SHORT = msgspec.structs.replace(QUICK, log_keep_entries=20, log_hold_entries=20)
@@ -163,6 +167,69 @@ def test_a_transfer_goes_on_where_it_was_after_a_restart(tmp_path: Path, monkeyp
             await nodes.groups[leader].propose(submit(session_id(999)))
             await converge(nodes, leader)
             assert nodes.offsets[0] == 8_000
+
+    asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def busy(nodes: Nodes, leader: NodeId) -> AsyncIterator[None]:
+    """The log goes on all the time."""
+
+    async def work() -> None:
+        for number in itertools.count(1_000):
+            await nodes.groups[leader].propose(submit(session_id(number)))
+
+    working = asyncio.create_task(work())
+    try:
+        yield
+    finally:
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+
+
+@pytest.mark.parametrize("slow", ["make", "fill"])
+def test_the_log_behind_a_snapshot_is_kept_while_it_is_made_and_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """Both take minutes where there is much: without it the next one would be needed, and the next."""
+    monkeypatch.setattr(test_snapshots, "SHORT", msgspec.structs.replace(SHORT, log_hold_entries=100_000))
+    monkeypatch.setattr(snapshot, "LOG_HELD_S", 3.0)
+    monkeypatch.setattr(snapshots, "HOLD_S", 0.2)
+    done: list[str] = []
+
+    def slowed(work: Callable[[], object], began: Callable[[], int]) -> Callable[[], object]:
+        def run() -> object:
+            result, index = work(), began()
+            ends_at = time.monotonic() + 30
+            while began() < index + 200 and time.monotonic() < ends_at:
+                time.sleep(0.01)
+            time.sleep(5)
+            done.append(slow)
+            return result
+
+        return run
+
+    async def scenario() -> None:
+        async with running(tmp_path) as nodes:
+            former, lost = await left_behind(nodes)
+            lag = nodes.groups[lost].status().last_index
+            assert await nodes.groups[former].transfer_leadership()
+            leader = await leader_of(nodes)  # it does not know what the lost one holds
+            group = nodes.groups[leader]
+            await until(lambda: group.status().first_index > lag + 1)
+            workshop = nodes.snapshots[leader if slow == "make" else lost]._workshop
+            applied = lambda: group.status().applied_index  # noqa: E731
+            monkeypatch.setattr(workshop, slow, slowed(getattr(workshop, slow), applied))
+            told: list[int] = []
+            nodes.groups[lost].subscribe_status(lambda status: told.append(status.installed_index))
+            async with busy(nodes, leader):
+                nodes.heal(lost)
+                await until(lambda: any(told))
+                await until(lambda: nodes.groups[lost].status().applied_index > max(told) + 20)
+            await group.propose(submit(session_id(999)))
+            await converge(nodes, leader)
+            assert done == [slow]
 
     asyncio.run(scenario())
 
