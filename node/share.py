@@ -109,7 +109,9 @@ class Share:
         self._is_cut = False
         """The registration lacks what older members do not know."""
         kinds = {name: ritual.kind for name, ritual in node.registry.items()}
-        self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor)
+        self._unlimited = {name for name, ritual in node.registry.items() if ritual.concurrency is None}
+        self._bound: bool | None = None
+        self.places = Places(node.node_id, node.facts.instance_id, kinds, node.executor, self._is_bound)
         self.reporter = Reporter(self.group, self.places, now_ms)
         self.dispatcher = Dispatcher(node.node_id, self.group, node.lookout.outlook, now_ms)
         self._live = node.live
@@ -258,6 +260,15 @@ class Share:
             self._parents[node_id] = member.parent
         return self._parents.get(node_id)
 
+    def _is_bound(self) -> bool:
+        """Whether another member, which has another version of it perhaps, limits a ritual that this node offers and
+        does not limit. Asked with every offer: read once for each registration."""
+        if self._bound is None:
+            with contextlib.suppress(ConsensusError, StorageError), self.group.read() as txn:
+                limited = {ritual for member in queries.members(txn) for ritual in member.ritual_limits}
+                self._bound = not self._unlimited.isdisjoint(limited)
+        return self._bound is not False
+
     def _may_join(self, peer: NodeId) -> bool:
         hello = self._hello_of(peer)
         if hello is None or not holds_replica(hello.tier):
@@ -301,12 +312,14 @@ class Share:
         for numbered in events:
             if isinstance(numbered.event, MemberRegistered):
                 self._parents.pop(numbered.event.node_id, None)
+                self._bound = None
 
     def _on_installed(self, status: ReplicaStatus) -> None:
         """After a snapshot, no event having told what happened meanwhile: what was assigned to this instance starts
         now, what was taken from it stops. Leaf nodes register again, which does the same for them."""
         if status.installed_index:
             self._parents.clear()
+            self._bound = None
             leases = self._note_leases()
             if leases is not None:
                 self._assignments.compare(leases, self._executor)

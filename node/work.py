@@ -103,26 +103,35 @@ class Executor(Executing, Protocol):
 
 
 class Places:
-    """This node's free places, offered with commands that make branches ready."""
+    """This node's free places, offered with commands that make branches ready. `is_bound()`: others limit a ritual that
+    this node does not; whether there is room for it then only the scheduler knows, so nothing is offered."""
 
     def __init__(
-        self, node_id: NodeId, instance_id: InstanceId, kinds: Mapping[str, RitualKind], executor: Executor
+        self,
+        node_id: NodeId,
+        instance_id: InstanceId,
+        kinds: Mapping[str, RitualKind],
+        executor: Executor,
+        is_bound: Callable[[], bool] = lambda: False,
     ) -> None:
         self._node_id = node_id
         self._instance_id = instance_id
         self._kinds = kinds
         self._executor = executor
+        self._is_bound = is_bound
 
     def offer(self, ritual: str) -> Offer | None:
         """For a branch of this ritual; None if it could not start here at once."""
         kind = self._kinds.get(ritual)
-        return self._offer() if kind is not None and self._executor.has_room(kind) else None
+        return self._offer(kind) if kind is not None else None
 
     def offer_any(self) -> Offer | None:
         """For a consolidation, whose ritual only the state knows: most are async."""
-        return self._offer() if self._executor.has_room("async") else None
+        return self._offer("async")
 
-    def _offer(self) -> Offer:
+    def _offer(self, kind: RitualKind) -> Offer | None:
+        if not self._executor.has_room(kind) or self._is_bound():
+            return None
         return Offer(node_id=self._node_id, instance_id=self._instance_id, lease_grace_ms=LEASE_GRACE_MS)
 
 

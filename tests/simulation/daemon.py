@@ -122,7 +122,9 @@ class Daemon(Life):
         self.workshop = VirtualWorkshop(self.store, world.parts[node_id])
         self.live = LiveBoard(node_id, lambda topic, payload: None)
         self.mesh: Any = SimulatedMesh(self)
-        self.registry: Any = {name: SimpleNamespace(kind=offer.kind) for name, offer in RITUALS.items()}
+        self.registry: Any = {
+            name: SimpleNamespace(kind=offer.kind, concurrency=None) for name, offer in RITUALS.items()
+        }
         self.executor: Any = SimulatedExecutor(self)
         self.lookout = Lookout(node_id, self._notify, lambda: False, self._judge_anew)
         records = FoundingRecords(self.store)

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from consensus.admission import quarantined
 from consensus.errors import Unavailable
+from consensus.state.rows import RitualOffer
 from node import share as share_module
 from node.app import Node
 from node.live import LiveBoard
@@ -22,7 +24,8 @@ from storage.ids import InstanceId
 from storage.memory import MemoryStore
 from storage.space import Space
 from tests.unit.consensus.test_group import ALL_TABLES
-from tests.unit.state.model import A, register
+from tests.unit.http.twin import TwinGroup
+from tests.unit.state.model import A, B, register
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,22 @@ def test_a_ritual_that_asks_for_patterns_gets_an_answer_from_a_damaged_replica()
 
     node = SimpleNamespace(group=SimpleNamespace(read=read))
     assert Node._lookup_patterns(cast(Node, node), ["p"]) == {}
+
+
+def test_a_node_is_bound_by_the_limits_of_others_once_they_have_registered() -> None:
+    """They may have another version of the ritual."""
+    group = TwinGroup()
+    rituals = {name: RitualOffer(version="1", kind="async") for name in ("echo", "own", "elsewhere")}
+
+    def bound(unlimited: set[str]) -> bool:
+        share = SimpleNamespace(group=group, _bound=None, _unlimited=unlimited)
+        return Share._is_bound(cast(Share, share))
+
+    group.apply(replace(register(A), rituals=rituals))
+    assert not bound({"echo"})
+    group.apply(replace(register(B), rituals=rituals, ritual_limits={"own": 1, "elsewhere": 2}))
+    assert not bound({"echo"})
+    assert bound({"echo", "own"})
 
 
 @pytest.mark.parametrize("faulty", [LiveBoard, Assignments, Parent])

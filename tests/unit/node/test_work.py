@@ -278,6 +278,8 @@ def test_a_free_place_is_offered_for_rituals_that_are_known_here(executor: Recor
     assert (offer.node_id, offer.instance_id) == (NODE, INSTANCE)
     assert places(executor).offer("unknown") is None
     assert places(executor).offer_any() == offer
+    bound = Places(NODE, INSTANCE, {"echo": "async"}, executor, lambda: True)
+    assert (bound.offer("echo"), bound.offer_any()) == (None, None)
 
 
 class Flaky(TwinGroup):
