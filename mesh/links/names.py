@@ -54,6 +54,6 @@ def _look_up(host: str) -> list[str] | OSError:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         return error
-    except UnicodeError as error:  # a label of more than 63 characters
+    except ValueError as error:  # a label of more than 63 characters, or a zero byte
         return OSError(f"not a host name: {error}")
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
