@@ -22,6 +22,8 @@ SEED_VARIABLE = "MESHNODE_TEST_SEED"
 MODE_VARIABLE = "MESHNODE_TEST_MODE"
 
 _MESH: pytest.StashKey[MeshUnderTest] = pytest.StashKey()
+_SEED: pytest.StashKey[int] = pytest.StashKey()
+"""Of a test that a seed replays: on a virtual clock."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "meshnode_mode" in metafunc.fixturenames:
+        _check_marks(metafunc.definition)
         mode = _marked(metafunc.definition, "mode") or metafunc.config.getoption("--meshnode-mode")
         modes = MODES if mode == BOTH else (mode,)
         if unknown := set(modes) - set(MODES):
@@ -78,6 +81,8 @@ def mesh(
     is_virtual = meshnode_mode == "virtual"
     with VirtualMesh(seed) if is_virtual else ProcessMesh(seed, tmp_path_factory.mktemp("mesh")) as made:
         request.node.stash[_MESH] = made
+        if is_virtual:
+            request.node.stash[_SEED] = seed
         yield made
 
 
@@ -87,8 +92,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     mesh = item.stash.get(_MESH, None)
     if mesh is not None and call.when == "call" and report.failed:
         said = "" if "\n--- " in report.longreprtext else f"{mesh.last_words()}\n"
-        replay = f"{SEED_VARIABLE}={mesh.seed} pytest '{item.nodeid}'"
-        report.sections.append((f"meshnode, seed {mesh.seed}", f"{said}replay: {replay}"))
+        if (seed := item.stash.get(_SEED, None)) is not None:
+            replay = f"replay: {SEED_VARIABLE}={seed} pytest '{item.nodeid}'"
+            report.sections.append((f"meshnode, seed {seed}", f"{said}{replay}"))
+        elif said:
+            report.sections.append(("meshnode", said))
 
 
 def _seed(item: pytest.Item) -> int:
@@ -100,6 +108,22 @@ def _seed(item: pytest.Item) -> int:
     if marked is not None:
         return int(marked)
     return zlib.crc32(item.nodeid.encode())
+
+
+def _check_marks(item: pytest.Item) -> None:
+    """What would be passed over otherwise: the test would not be what its author thinks."""
+    for marker in item.iter_markers("meshnode"):
+        if marker.args or not marker.kwargs.keys() <= {"mode", "seed"}:
+            given = ", ".join(
+                [*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())]
+            )
+            raise pytest.UsageError(
+                f"{item.nodeid}: found meshnode({given}), allowed are mode and seed, as meshnode(mode='both', seed=7)"
+            )
+        if not isinstance(marker.kwargs.get("seed", 0), int):
+            raise pytest.UsageError(
+                f"{item.nodeid}: found meshnode(seed={marker.kwargs['seed']!r}), allowed is a number"
+            )
 
 
 def _marked(item: pytest.Item, what: str) -> str | None:

@@ -67,11 +67,26 @@ def test_a_failure_says_what_the_nodes_said_and_how_to_replay(run: Run) -> None:
     )
 
 
+def test_no_seed_is_said_to_replay_processes(run: Run) -> None:
+    result = run("def test_fails(mesh):\n    mesh.start(cores=1)\n    assert False\n", "--meshnode-mode=processes")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*- meshnode -*", "--- core-1"])
+    result.stdout.no_fnmatch_line("*replay:*")
+
+
 @pytest.mark.parametrize(
     ("source", "options", "says"),
     [
         (SHOWS, ["--meshnode-seed=x"], "found 'x', allowed is a number or `random`"),
         (f"import pytest\n@pytest.mark.meshnode(mode='real')\n{SHOWS.strip()}\n", [], "there is no mode 'real'"),
+        *(
+            (
+                f"import pytest\n@pytest.mark.meshnode({given})\n{SHOWS.strip()}\n",
+                [],
+                f"found meshnode({given}), allowed",
+            )
+            for given in ("'both'", "mdoe='both'", "seed='x'")
+        ),
     ],
 )
 def test_what_is_not_understood_is_refused(run: Run, source: str, options: list[str], says: str) -> None:
