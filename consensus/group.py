@@ -385,8 +385,8 @@ class Group:
         self._check_running()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
-        self._deadlines.add(future, loop.time() + deadline_s)
         question.join(future)
+        self._deadlines.add(future, loop.time() + deadline_s)
         try:
             return await future
         except TimeoutError:

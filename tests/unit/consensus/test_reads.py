@@ -1,9 +1,11 @@
 """Reads at a chosen level: what they may rely on, that they share a question, and that they write nothing."""
 
 import asyncio
+import gc
 
 import pytest
 
+from consensus import waiting
 from consensus.engine import Role
 from consensus.errors import ProposalTimeout, Unavailable
 from consensus.limits import RaftSettings
@@ -364,5 +366,24 @@ def test_each_gets_its_own_answer() -> None:
             good, refused = await asyncio.gather(follower.propose(canary(b"x")), follower.propose(unknown))
             assert type(good).__name__ == "Applied"
             assert type(refused).__name__ == "Refused"
+
+    asyncio.run(main())
+
+
+def test_a_read_for_which_there_is_no_room_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "READS_WAITING_MAX", 0)
+
+    async def main() -> None:
+        stories: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, story: stories.append(story))
+        async with running(memory_stores()) as net:
+            group = net.groups[await leader_of(net)]
+            with pytest.raises(Unavailable, match="reads wait already"):
+                await group.barrier(0.0)
+            async with asyncio.timeout(20):
+                while group._deadlines._waiting:
+                    await asyncio.sleep(0.01)
+            gc.collect()
+        assert stories == []
 
     asyncio.run(main())
