@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -329,8 +329,7 @@ class Executor:
             self._log("worker_crashed", pid=worker.pid, kind=worker.kind, running=len(attempts), reason=reason)
         undecided = [attempt for attempt in attempts if attempt.code is None]
         if len(undecided) > 1 and not was_expected:
-            for attempt in undecided:
-                self._suspects[attempt.work.ritual] = self._loop.time() + limits.SUSPECT_S
+            self._suspect(undecided)
         for attempt in attempts:
             if attempt.code is not None:
                 self._conclude(attempt, None)
@@ -388,6 +387,8 @@ class Executor:
         assert worker is not None
         if attempt.code == "deadline_exceeded":
             attempt.message += " and did not end when told to; its worker was killed"
+            if len(worker.running) > 1:  # any of them may have held up the loop
+                self._suspect(self._by_number[number] for number in worker.running)
         self._pool.take_down(worker, f"ritual {attempt.work.ritual} did not end when told to")
 
     def _take_down(self, attempt: _Attempt) -> None:
@@ -459,6 +460,11 @@ class Executor:
         )
 
     # small things
+
+    def _suspect(self, attempts: Iterable[_Attempt]) -> None:
+        """They execute alone for a while."""
+        for attempt in attempts:
+            self._suspects[attempt.work.ritual] = self._loop.time() + limits.SUSPECT_S
 
     def _is_suspect(self, ritual: str) -> bool:
         until = self._suspects.get(ritual)

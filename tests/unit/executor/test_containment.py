@@ -211,6 +211,22 @@ def test_after_a_crash_beside_others_the_suspects_run_alone(tmp_path: Path) -> N
     drive(test)
 
 
+def test_who_blocks_the_loop_of_others_costs_them_one_attempt(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as bench:
+            innocent = bench.submit("wait", seconds=0.5, timeout_s=1.5)
+            await bench.until(lambda: bool(bench.live))
+            blocking = bench.submit("hang_the_loop")
+            await bench.until(lambda: len(bench.outcomes) == 2)
+            assert _how(bench, innocent) == ("deadline_exceeded", False)
+            assert _how(bench, blocking) == ("worker_lost", True)
+            bench.submit("hang_the_loop", attempt=2)
+            again = await bench.run("wait", seconds=0.5, attempt=2, index=innocent.branch_index)
+            assert again.failure is None
+
+    drive(test)
+
+
 def test_children_of_a_ritual_die_with_its_worker(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as bench:
