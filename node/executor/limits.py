@@ -69,6 +69,6 @@ START_BACKOFF_S_MIN = 0.1
 START_BACKOFF_S_MAX = 5.0
 
 SUSPECT_S = 300.0
-"""An async ritual that was running when its worker crashed beside others, or when one of them passed its deadline and did
-not obey, is executed alone for this long, so that a second time hits nobody else. A second crash names its cause: the
-others are suspected no more."""
+"""An async ritual that was running when its worker crashed beside others, or when one of them passed its deadline and
+did not obey, is executed alone for this long, so that a second time hits nobody else. A second crash names its cause:
+the others are suspected no more."""

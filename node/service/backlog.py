@@ -1,5 +1,6 @@
 """What waits for a place, and how long others have waited: for the status page. Bounded, whatever is queued."""
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any, Final
@@ -23,8 +24,7 @@ WAITS_MAX: Final = 512
 SAMPLES_MAX: Final = 4
 """Of one batch of events: each reads a session."""
 
-
-SAMPLE_MS: Final = 100
+SAMPLE_S: Final = 0.1
 """Between samples: reading takes a tenth of a millisecond."""
 
 
@@ -33,7 +33,7 @@ class Waits:
 
     def __init__(self, group: GroupPort) -> None:
         self._group = group
-        self._sampled_at_ms = 0
+        self._sampled_at = float("-inf")
         self._waited_ms: deque[int] = deque(maxlen=WAITS_MAX)
 
     def on_events(self, events: Iterable[Numbered]) -> None:
@@ -42,9 +42,10 @@ class Waits:
             for numbered in events
             if isinstance(numbered.event, BranchAssigned) and numbered.event.attempt == 1
         ][-SAMPLES_MAX:]
-        if not begun or begun[-1].at_ms - self._sampled_at_ms < SAMPLE_MS:
+        now = time.monotonic()  # not the time of the event: a clock that is ahead would end the sampling
+        if not begun or now - self._sampled_at < SAMPLE_S:
             return
-        self._sampled_at_ms = begun[-1].at_ms
+        self._sampled_at = now
         try:
             with self._group.read() as txn:
                 for event in begun:

@@ -8,6 +8,7 @@ from aiohttp.test_utils import TestClient
 from consensus.state.commands import AssignBranches, Assignment, RegisterMember
 from consensus.state.rows import Condition, Placement, RitualOffer
 from node.scheduler.judgement import LinkView, Outlook
+from node.service import backlog
 from node.service.backlog import Waits
 from node.service.errors import ServiceError
 from node.service.sight import Sights
@@ -269,14 +270,31 @@ def test_the_status_tells_of_the_backlog() -> None:
         waits = Waits(node.group)
         node.group.subscribe_events(waits.on_events)
         node.service.waits = waits
-        backlog = (await (await client.get("/status")).json())["backlog"]
-        assert [row["id"] for row in backlog["sessions"]] == [high, low]
-        assert (backlog["queued"], backlog["rituals"], backlog["rituals_counted"]) == (4, {"echo": 4}, 4)
-        assert backlog["oldest_wait_s"] >= backlog["sessions"][0]["waits_s"] >= 0
-        assert backlog["started"] == {"samples": 0, "p50_s": None, "p90_s": None, "p99_s": None}
+        told = (await (await client.get("/status")).json())["backlog"]
+        assert [row["id"] for row in told["sessions"]] == [high, low]
+        assert (told["queued"], told["rituals"], told["rituals_counted"]) == (4, {"echo": 4}, 4)
+        assert told["oldest_wait_s"] >= told["sessions"][0]["waits_s"] >= 0
+        assert told["started"] == {"samples": 0, "p50_s": None, "p90_s": None, "p99_s": None}
         node.assign(low, 0)
-        backlog = (await (await client.get("/status")).json())["backlog"]
-        assert (backlog["queued"], backlog["started"]["samples"]) == (3, 1)
+        told = (await (await client.get("/status")).json())["backlog"]
+        assert (told["queued"], told["started"]["samples"]) == (3, 1)
+
+    run(scenario)
+
+
+def test_waits_are_sampled_on_after_an_event_of_a_clock_that_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "SAMPLE_S", 0.0)
+
+    async def scenario(client: Client, node: TwinNode) -> None:
+        session = await submitted(client)
+        waits = Waits(node.group)
+        node.group.subscribe_events(waits.on_events)
+        ahead = Assignment(
+            session_id=SessionId(session), branch_index=0, attempt=1, node_id=NODE, instance_id=INSTANCE, deadline_ms=0
+        )
+        node.group.apply(AssignBranches(assignments=[ahead], at_ms=NOW_MS + 3_600_000))
+        node.assign(session, 1)
+        assert waits.document()["samples"] == 2
 
     run(scenario)
 
@@ -286,7 +304,7 @@ def test_the_backlog_is_bounded_whatever_is_queued() -> None:
         for _ in range(25):
             answer = await client.post("/v1/sessions", json=body(40))
             assert answer.status == 201
-        backlog = (await (await client.get("/status")).json())["backlog"]
-        assert (backlog["queued"], len(backlog["sessions"]), backlog["rituals_counted"]) == (1000, 20, 500)
+        told = (await (await client.get("/status")).json())["backlog"]
+        assert (told["queued"], len(told["sessions"]), told["rituals_counted"]) == (1000, 20, 500)
 
     run(scenario)
