@@ -161,9 +161,9 @@ def _watched(api: Api, session_id: str, deadline_s: float | None) -> dict[str, A
     has_changed = True
     with EventReader(api, "/v1/events", {"session": session_id}) as reader:
         while True:
-            line.show(Counts.of(session), time.monotonic())
             if session["status"] in TERMINAL or (deadline_s is not None and time.monotonic() >= deadline_s):
                 break
+            line.show(Counts.of(session), time.monotonic())
             pause_s = REFRESH_S if has_changed else LOOK_S
             due_s = looked_s + pause_s
             if deadline_s is not None:

@@ -173,6 +173,13 @@ def test_watching_shows_progress_and_resumes_elsewhere(
     assert resumed.query == {"session": SESSION_ID}
 
 
+def test_watching_what_has_ended_shows_one_line(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
+    accepting(node)
+    assert main(["session", "watch", SESSION_ID]) == Exit.OK
+    (only,) = capsys.readouterr().err.splitlines()
+    assert "4/4  completed" in only
+
+
 @pytest.mark.parametrize("how", ["--wait", "--watch"])
 def test_ctrl_c_says_that_the_session_goes_on(
     node: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: str
