@@ -110,6 +110,13 @@ def paragraphs(text: str, indent: str = "  ") -> str:
     return "\n".join(wrapped)
 
 
+def hanging(text: str, indent: str) -> str:
+    """Wrapped to the terminal; what is long (a path) is not broken."""
+    return textwrap.fill(
+        text, width(), initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def bullets(lines: Iterable[object], indent: str = "  ") -> str:
     return "\n".join(
         textwrap.fill(clean(line), width() - 2, initial_indent=f"{indent}- ", subsequent_indent=f"{indent}  ")

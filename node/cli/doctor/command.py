@@ -28,7 +28,9 @@ def run(arguments: Namespace) -> int:
         render.print_json({"verdict": verdict, "checks": checks})
     else:
         for finding in findings:
-            print(f"{render.status(f'{finding.verdict:<4}')}  {finding.check}: {render.clean(finding.detail)}")
+            verdict_text = render.status(f"{finding.verdict:<4}")
+            told = render.hanging(f"{finding.check}: {render.clean(finding.detail)}", indent="      ")
+            print(f"{verdict_text}  {told.lstrip()}")
             if finding.fix:
                 print(f"      fix: {finding.fix}")
     return Exit.FAILED if verdict == "fail" else Exit.OK

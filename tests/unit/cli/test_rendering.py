@@ -74,6 +74,14 @@ def test_tables_are_aligned_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.splitlines() == ["    name  note", "     ann  " + "x" * 27 + "...", "benjamin  -"]
 
 
+def test_long_findings_hang_and_paths_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "/srv/" + "x" * 50
+    assert render.hanging(f"libraries: {'lmdb 3.0.0, ' * 3}{path}", indent="  ").splitlines() == [
+        "  libraries: lmdb 3.0.0, lmdb 3.0.0,", "  lmdb 3.0.0,", f"  {path}",
+    ]  # fmt: skip
+
+
 def test_ids_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "50")
     text = render.table(["id", "a", "b"], [["i" * 36, "x" * 30, "y" * 30]], keep=(0,))
