@@ -313,6 +313,21 @@ class Share:
             if isinstance(numbered.event, MemberRegistered):
                 self._parents.pop(numbered.event.node_id, None)
                 self._bound = None
+                if numbered.event.node_id == self._node_id:
+                    self._look_for_copy()
+
+    def _look_for_copy(self) -> None:
+        """A daemon on a copy of our data directory that starts as we do may find nodes that are not linked to us: both
+        would vote for one. Whoever registers later stays."""
+        member = self._member(self._node_id)
+        if member is not None and self._instance_id in member.former_instance_ids:
+            self._own("end of a copy", self._end_as_copy())
+
+    async def _end_as_copy(self) -> None:
+        raise RegistrationRefused(
+            "another daemon has registered as this node since this one did: one of the two data directories is a copy. "
+            "Stop one of them for good; give that machine a data directory of its own, and it joins as a new node."
+        )
 
     def _on_installed(self, status: ReplicaStatus) -> None:
         """After a snapshot, no event having told what happened meanwhile: what was assigned to this instance starts
@@ -320,6 +335,7 @@ class Share:
         if status.installed_index:
             self._parents.clear()
             self._bound = None
+            self._look_for_copy()
             leases = self._note_leases()
             if leases is not None:
                 self._assignments.compare(leases, self._executor)

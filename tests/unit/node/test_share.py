@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from node.app import Node
 from node.live import LiveBoard
 from node.scheduler.dispatcher import Dispatcher
 from node.service.ports import NodeFacts
-from node.share import Share
+from node.share import RegistrationRefused, Share
 from node.uplinks.parent import Parent
 from node.work import Assignments
 from storage.ids import InstanceId
@@ -25,7 +25,7 @@ from storage.memory import MemoryStore
 from storage.space import Space
 from tests.unit.consensus.test_group import ALL_TABLES
 from tests.unit.http.twin import TwinGroup
-from tests.unit.state.model import A, B, register
+from tests.unit.state.model import A, B, instance, register
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,36 @@ def test_a_node_is_bound_by_the_limits_of_others_once_they_have_registered() -> 
     group.apply(replace(register(B), rituals=rituals, ritual_limits={"own": 1, "elsewhere": 2}))
     assert not bound({"echo"})
     assert bound({"echo", "own"})
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_node_ends_when_a_copy_of_it_has_registered(is_told: bool) -> None:
+    group = TwinGroup()
+    owned: list[str] = []
+
+    def own(name: str, work: Coroutine[Any, Any, None]) -> None:
+        owned.append(name)
+        with pytest.raises(RegistrationRefused, match="one of the two data directories is a copy"):
+            work.send(None)
+
+    share = cast(Any, Share.__new__(Share))
+    share.group, share._own = group, own
+    share._node_id, share._instance_id = A, instance(A, 2)
+    share._parents = {}
+    share.parent = SimpleNamespace(leaves=list)
+    share.dispatcher = SimpleNamespace(wake=lambda: None)
+    share._assignments = SimpleNamespace(compare=lambda *_: None, start_leased=lambda *_: None)
+    share._executor = None
+    if is_told:
+        group.subscribe_events(share._on_members)
+    group.apply(register(A, 1))
+    group.apply(register(A, 2))
+    group.apply(register(B, 1))
+    assert not owned
+    group.apply(register(A, 3))
+    if not is_told:
+        share._on_installed(SimpleNamespace(installed_index=9))
+    assert owned == ["end of a copy"]
 
 
 @pytest.mark.parametrize("faulty", [LiveBoard, Assignments, Parent])
