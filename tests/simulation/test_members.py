@@ -29,7 +29,6 @@ A, B, C = IDS
 D = NodeId("d")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("nodes", "seeds"), chunks({1: 20, 3: 60, 5: 20}))
 def test_seeds(nodes: int, seeds: range) -> None:
     for seed in seeds:

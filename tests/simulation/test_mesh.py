@@ -7,7 +7,6 @@ from tests.simulation.run import run_seed
 from tests.simulation.seeds import chunks
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("nodes", "seeds"), chunks({1: 150, 3: 600, 5: 130, 7: 60}))
 def test_seeds(nodes: int, seeds: range) -> None:
     for seed in seeds:

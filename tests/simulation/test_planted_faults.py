@@ -12,7 +12,6 @@ OTHERS = range(150)
 """Where to look when the worlds have changed since the seed was noted."""
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: f"{planted.rule}, {planted.removed}")
 def test_what_is_taken_away_is_noticed(planted: Planted) -> None:
     found = planted.find(itertools.chain([planted.seed], OTHERS))

@@ -7,7 +7,6 @@ from tests.simulation.seeds import chunks
 from tests.simulation.world import ReplicaWorld
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("nodes", "seeds"), chunks({1: 150, 3: 650, 5: 200, 7: 80}))
 def test_seeds(nodes: int, seeds: range) -> None:
     for seed in seeds:

@@ -17,8 +17,6 @@ from mesh.secrets import MeshSecret, Secrets
 from node.testing import Daemon, LocalMesh, to_toml
 from tests.system.leaves import add_leaf, wait_parent, waits
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture
 def mesh(tmp_path: Path) -> Iterator[LocalMesh]:

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.torture.report import Settings, text_of
 from tests.torture.torture import torture
 
 
-@pytest.mark.timeout(300)  # on a busy machine starting and healing take their time
 def test_half_a_minute_of_faults(tmp_path: Path) -> None:
     report = torture(Settings(duration_s=28.0, seed=1718, every_s=4.0), tmp_path, print)
     print(text_of(report))

@@ -11,8 +11,6 @@ import pytest
 from consensus.state.versions import COMMAND_VERSION
 from node.testing import Daemon, LocalMesh
 
-pytestmark = pytest.mark.timeout(300)
-
 THIS = ("-m", "node")
 NEXT = ("-m", "tests.system.next_version")
 FIRST = ("-m", "tests.system.first_version")

@@ -17,8 +17,6 @@ from mesh.mesh import Mesh
 from storage.ids import NodeId
 from tests.unit.mesh.support import address, claims, encoded, linked, run, site, stranger, until
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @run
 async def test_two_nodes_link_and_exchange(directory: Path) -> None:

@@ -28,8 +28,6 @@ from tests.unit.mesh.support import (
     until,
 )
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @run
 async def test_a_wrong_secret_is_named_on_both_sides_once(directory: Path) -> None:

@@ -13,8 +13,6 @@ from mesh import limits
 from mesh.links.names import Names
 from tests.unit.mesh.support import address, linked, site, until
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class NameServer:
     """Answers for names that end with `.invalid` when it is asked to."""

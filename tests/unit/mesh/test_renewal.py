@@ -15,8 +15,6 @@ from mesh.secrets import MeshSecret, Secrets
 from tests.unit.mesh.support import SECRET, Site, address, linked, run, site, until
 from tests.unit.mesh.test_streams import Owner, arrived, is_over
 
-pytestmark = pytest.mark.timeout(60)
-
 NEW = MeshSecret(bytes([1]) * 32)
 TODAY = datetime.date(2026, 3, 1)
 

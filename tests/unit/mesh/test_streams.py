@@ -14,8 +14,6 @@ from mesh.mesh import Mesh
 from storage.ids import NodeId
 from tests.unit.mesh.support import address, claims, encoded, linked, read_frame, run, site, stranger, until
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
