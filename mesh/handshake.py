@@ -179,11 +179,11 @@ def _superseded(old_name: str, old: MeshId, new_name: str, new: MeshId) -> Refus
     )
 
 
-def cloned_instance(theirs: Hello, existing: Hello) -> Refuse:
-    """A second live instance of a node id that is already linked (decided by pinging the first)."""
+def cloned_instance(theirs: Hello, name: str, instance_id: InstanceId) -> Refuse:
+    """A second live instance of a node id that is linked as `name`, here or elsewhere (decided by asking that one)."""
     return Refuse(
         "cloned_identity",
-        f"node {theirs.node_id} is already linked as {existing.node_name!r} (instance {existing.instance_id}) and that "
+        f"node {theirs.node_id} is already linked as {name!r} (instance {instance_id}) and that "
         f"one answers: {theirs.node_name!r} (instance {theirs.instance_id}) runs on a copy of its data directory; stop "
         "one of them and remove its data directory, it will start as a new node",
     )

@@ -113,6 +113,12 @@ LOOK_S_MIN = 0.1
 CONFLICT_PING_S = 1.0
 """How long an existing link may take to prove that it is alive when a second one claims its place."""
 
+COPY_PROOF_S = 5.0
+"""How long the proof of another instance may take, through the node that is linked to it."""
+
+COPY_REFUSED_S = 60.0
+"""How long the lesser of two instances is refused, unless the greater one is linked meanwhile, which refuses it too."""
+
 RETIRE_S = 1.0
 """How long a duplicate link stays open so that answers under way on it still arrive."""
 

@@ -45,7 +45,7 @@ class Linked:
         self._refusals = Refusals(log)
         self._keeper = TrustKeeper(identity, secrets, settings.mesh_name, settings.secret_file, clock, log)
         self._manager = LinkManager(
-            identity.node_id,
+            identity,
             instance_id,
             self._hello,
             self._keeper.trust,
@@ -58,6 +58,7 @@ class Linked:
             keeps_links=keeps_links,
         )
         self._keeper.on_change = self._on_trust
+        self._servers.update(self._manager.copies.servers)
 
     def _hello(self, local_host: str) -> Hello:
         raise NotImplementedError

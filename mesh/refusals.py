@@ -1,11 +1,22 @@
-"""Counts refusals by reason and logs each (reason, remote address) once, whatever a stranger does to us."""
+"""Who was refused and why: counted by reason, each (reason, remote address) logged once, whatever a stranger does."""
 
+import ssl
 from collections import Counter, OrderedDict
 
+from mesh.errors import FrameError
 from mesh.handshake import QUIET_CODES
 from mesh.limits import REFUSAL_REASONS_MAX, REFUSALS_REMEMBERED_MAX
 from mesh.links.book import neighbourhood
+from mesh.links.link import cause_of
 from mesh.supervise import Logger
+
+_WRONG_SECRET = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "TLSV1_ALERT_UNKNOWN_CA",
+    "TLSV1_ALERT_DECRYPT_ERROR",
+    "SSLV3_ALERT_BAD_CERTIFICATE",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+)
 
 
 class Refusals:
@@ -42,3 +53,25 @@ class Refusals:
 
 def _host(remote: str) -> str:
     return neighbourhood(remote.rpartition(":")[0].strip("[]"))
+
+
+def explain(error: Exception, *, is_server: bool) -> tuple[str, str]:
+    """Code and words for a connection that failed before both sides were welcome."""
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or ""
+        if any(word in reason for word in _WRONG_SECRET):
+            who = (
+                "the peer refused our certificate"
+                if "ALERT" in reason
+                else "the peer's certificate is not of this mesh"
+            )
+            return "wrong_secret", (
+                f"{who}: the two nodes have different mesh secrets, or one has none; "
+                "copy the secret file of one node to the other ([mesh] secret_file), or give the meshes different names"
+            )
+        return "garbage", f"not a meshnode, or a proxy in between (TLS: {reason or error})"
+    if isinstance(error, FrameError):
+        return error.code, str(error)
+    if isinstance(error, OSError):
+        return "hung_up", f"the {'caller' if is_server else 'peer'} hung up during the handshake"
+    return "garbage", cause_of(error)

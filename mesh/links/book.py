@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from mesh.limits import ADDRESS_BYTES_MAX, ADDRESSES_PER_PEER_MAX, PEERS_KNOWN_MAX
-from storage.ids import NodeId
+from storage.ids import InstanceId, NodeId
 
 T = TypeVar("T")
 
@@ -27,6 +27,8 @@ class KnownPeer(msgspec.Struct, frozen=True, array_like=True):
     node_id: NodeId
     addresses: tuple[str, ...]
     name: str = ""
+    instance_id: InstanceId = InstanceId("")
+    """To which the teller is linked; empty if to none."""
 
 
 _DECODER = msgspec.msgpack.Decoder(tuple[KnownPeer, ...])
@@ -43,7 +45,11 @@ def decode_peers(body: bytes) -> tuple[KnownPeer, ...]:
         peers = _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ()
-    return tuple(peer for peer in peers[:PEERS_KNOWN_MAX] if 0 < len(peer.node_id) <= 64 and len(peer.name) <= 255)
+    return tuple(
+        peer
+        for peer in peers[:PEERS_KNOWN_MAX]
+        if 0 < len(peer.node_id) <= 64 and len(peer.name) <= 255 and len(peer.instance_id) <= 64
+    )
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -221,8 +221,9 @@ class Link(TlsUser):
         self._pong_waiters.append(waiter)
         self.ping()
         done, _ = await asyncio.wait([waiter, self.closed], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        is_answered = waiter in done and not waiter.cancelled()  # as it is when the link is let go
         waiter.cancel()
-        return waiter in done and not self.closed.done()
+        return is_answered and not self.closed.done()
 
     def counters(self) -> dict[str, int]:
         waiting_frames, waiting_bytes = self._outbox.waiting()

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from mesh.errors import FrameError, HandshakeRefused, MeshError
 from mesh.handshake import Hello, Refuse, cloned_instance, judge, read_hello, read_refuse
+from mesh.identity import Identity
 from mesh.limits import (
     CONFLICT_PING_S,
     DIAL_TIMEOUT_S,
@@ -25,17 +26,18 @@ from mesh.limits import (
     UNSENT_LOW_WATER_BYTES,
 )
 from mesh.links.book import AddressBook, KnownPeer, Standing, decode_peers, encode_peers, join_address, split_address
+from mesh.links.copies import Copies
 from mesh.links.dialler import Dialled, Dialler
 from mesh.links.frames import Kind
 from mesh.links.heartbeat import Heartbeat, SilenceUser
-from mesh.links.link import Link, Server, cause_of
+from mesh.links.link import Link, Server
 from mesh.links.listener import Doorstep, is_loopback
 from mesh.links.names import Names
 from mesh.links.remake import Remaking
 from mesh.links.streams import Streams
 from mesh.links.tls import TlsConnection
 from mesh.liveness import Liveness
-from mesh.refusals import Refusals
+from mesh.refusals import Refusals, explain
 from mesh.supervise import Logger, Supervisor
 from mesh.tiers import LEAF
 from mesh.trust import Trust, admit, peer_node_id
@@ -44,13 +46,6 @@ from storage.ids import InstanceId, NodeId
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named in Python 3.12; 25 is Linux's number
 _ORDINARY_ENDS = frozenset({"closed_by_peer", "stopping", "duplicate", "replaced", "silent", "not_chosen"})
 _STOP_S = 2.0  # a link flushes for one second at most
-_WRONG_SECRET = (
-    "CERTIFICATE_VERIFY_FAILED",
-    "TLSV1_ALERT_UNKNOWN_CA",
-    "TLSV1_ALERT_DECRYPT_ERROR",
-    "SSLV3_ALERT_BAD_CERTIFICATE",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-)
 
 
 class LinkUser(SilenceUser, Protocol):
@@ -69,7 +64,7 @@ class LinkManager:
 
     def __init__(
         self,
-        own: NodeId,
+        identity: Identity,
         instance_id: InstanceId,
         hello: Callable[[str], Hello],
         trust: Trust,
@@ -83,7 +78,7 @@ class LinkManager:
         keeps_links: bool = True,
     ) -> None:
         """`keeps_links`: everybody who is known is dialled, again and again. Otherwise only `dial` does."""
-        self.own = own
+        self.own = own = identity.node_id
         self.links: dict[NodeId, Link] = {}
         self.book = AddressBook(own, self.links.__contains__, lambda peer: self.dialler.end(peer), rng)
         self.liveness = Liveness()
@@ -101,6 +96,7 @@ class LinkManager:
         self._names = Names()
         self._open: set[Link] = set()  # every link with a transport, also retired and closing ones
         self.streams = Streams(instance_id, self.links, self._connect, tasks)
+        self.copies = Copies(identity, instance_id, self.links, tasks, self.refuse_link, self._tell)
         self._greeting: set[NodeId] = set()  # peers to whom an own dial has got as far as TLS
 
     def start(self) -> None:
@@ -184,13 +180,15 @@ class LinkManager:
 
     async def _conflict(self, theirs: Hello) -> Refuse | None:
         """Whether an existing link forbids a new one from its peer. May take CONFLICT_PING_S."""
+        if (refuse := self.copies.refuses(theirs)) is not None:
+            return refuse
         old = self.links.get(theirs.node_id)
         if old is None or old.hello is None:
             is_full = len(self.links) >= LINKS_MAX
             return Refuse("too_many_links", f"this node has {LINKS_MAX} links already") if is_full else None
         if old.hello.instance_id != theirs.instance_id:
             if await old.prove_alive(CONFLICT_PING_S):
-                return cloned_instance(theirs, old.hello)
+                return cloned_instance(theirs, old.hello.node_name, old.hello.instance_id)
         elif not (old.is_dialled and self.own < theirs.node_id):
             return None  # the peer dialled again, so it lost the old link; or the new one wins the crossing
         elif await old.prove_alive(CONFLICT_PING_S):
@@ -287,11 +285,11 @@ class LinkManager:
                 return
             try:
                 theirs = self._read(kind, body, Kind.WELCOME)
-                if (refuse := judge(ours, theirs, presented)) is not None:
+                if (refuse := judge(ours, theirs, presented) or self.copies.refuses(theirs)) is not None:
                     raise HandshakeRefused(refuse.code, refuse.message)
                 old = self.links.get(theirs.node_id)
                 if old is not None and old.hello is not None and old.hello.instance_id != theirs.instance_id:
-                    outcome.set_result(cloned_instance(theirs, old.hello))
+                    outcome.set_result(theirs)
                     return
                 self._establish(link, theirs, is_renewal=is_renewal)
                 outcome.set_result(None)
@@ -305,12 +303,13 @@ class LinkManager:
             await asyncio.wait([outcome, ended], return_when=asyncio.FIRST_COMPLETED)
             if not outcome.done():
                 ended.result()  # raises what ended the connection
-            elif (suspicion := await outcome) is not None:
+            elif (theirs := await outcome) is not None:
                 # A link to another instance of this id came up while we dialled: is it the clone, or a corpse?
                 old = self.links.get(presented)
-                if old is not None and await old.prove_alive(CONFLICT_PING_S):
-                    raise HandshakeRefused(suspicion.code, suspicion.message)
-                if old is not None:
+                if old is not None and old.hello is not None and old.hello.instance_id != theirs.instance_id:
+                    if await old.prove_alive(CONFLICT_PING_S):
+                        refuse = cloned_instance(theirs, old.hello.node_name, old.hello.instance_id)
+                        raise HandshakeRefused(refuse.code, refuse.message)
                     old.close("replaced")
                 link.close("replaced", Refuse("duplicate", "dial again: an old link was in the way"))
         finally:
@@ -420,7 +419,12 @@ class LinkManager:
         addresses = self.book.addresses(peer)
         if not is_loopback(split_address(listener.remote)[0]):
             addresses = tuple(item for item in addresses if not is_loopback(split_address(item)[0]))
-        return KnownPeer(peer, addresses, self.book.names.get(peer, ""))
+        instance = self.links[peer].peer_instance if peer in self.links else None
+        return KnownPeer(peer, addresses, self.book.names.get(peer, ""), instance or InstanceId(""))
+
+    def _tell(self, listener: NodeId, peer: NodeId) -> None:
+        if (link := self.links.get(listener)) is not None:
+            link.send_control(Kind.PEERS, encode_peers([self._known(peer, link)]))
 
     # --- LinkEvents ---
 
@@ -431,8 +435,10 @@ class LinkManager:
         self._user.on_notice(peer, topic, payload)
 
     def on_peers(self, link: Link, body: bytes) -> None:
-        for peer in decode_peers(body):
+        peers = decode_peers(body)
+        for peer in peers:
             self.learn(peer.node_id, peer.addresses, peer.name)
+        self.copies.told(link.peer, peers)
 
     def on_founding(self, link: Link, body: bytes) -> None:
         self._user.on_founding_frame(link.peer, body)
@@ -460,28 +466,6 @@ class LinkManager:
 
     def handler_failed(self, what: str, error: Exception) -> None:
         self._log.error("mesh_handler_failed", handler=what, exc_info=error)
-
-
-def explain(error: Exception, *, is_server: bool) -> tuple[str, str]:
-    """Code and words for a connection that failed before both sides were welcome."""
-    if isinstance(error, ssl.SSLError):
-        reason = error.reason or ""
-        if any(word in reason for word in _WRONG_SECRET):
-            who = (
-                "the peer refused our certificate"
-                if "ALERT" in reason
-                else "the peer's certificate is not of this mesh"
-            )
-            return "wrong_secret", (
-                f"{who}: the two nodes have different mesh secrets, or one has none; "
-                "copy the secret file of one node to the other ([mesh] secret_file), or give the meshes different names"
-            )
-        return "garbage", f"not a meshnode, or a proxy in between (TLS: {reason or error})"
-    if isinstance(error, FrameError):
-        return error.code, str(error)
-    if isinstance(error, OSError):
-        return "hung_up", f"the {'caller' if is_server else 'peer'} hung up during the handshake"
-    return "garbage", cause_of(error)
 
 
 def _is_leaf(link: Link) -> bool:

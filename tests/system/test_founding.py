@@ -13,6 +13,7 @@ import pytest
 from mesh.secrets import MeshSecret
 from node.testing import Daemon, LocalMesh
 from tests.system.lan import Lan
+from tests.system.leaves import add_node
 
 CORE_TOML = Path(__file__).parents[2] / "configs" / "core.toml"
 
@@ -103,6 +104,33 @@ def test_cloned_data_directory_is_refused(mesh: LocalMesh, tmp_path: Path) -> No
         clones.wait("the clone is told", lambda: logged(clone, "cloned_identity"))
         session = mesh.submit(thought="undisturbed", branches=[{"ritual": "echo", "task": "x"}])
         assert mesh.wait_session(session["id"])["status"] == "completed"
+
+
+def test_a_clone_that_starts_with_its_original_does_not_take_part_beside_it(mesh: LocalMesh) -> None:
+    """Each may find a node first that is not linked to the other."""
+    mesh.start()
+    mesh.close()
+    original, clone = mesh["node-2"], add_node(mesh, "clone", "core")
+    shutil.copytree(original.directory / "data", clone.directory / "data", ignore=shutil.ignore_patterns("lock*"))
+    pair, names = (original, clone), ("node-2", "clone")
+    for daemon in (clone, mesh["node-1"], mesh["node-3"], original):
+        daemon.start()
+
+    def is_one_told() -> bool:
+        return any(logged(daemon, "cloned_identity") or logged(daemon, "is a copy") for daemon in pair)
+
+    def takes_one_part() -> bool:
+        peers = [peer for name in ("node-1", "node-3") for peer in (mesh.status(name) or {}).get("peers", ())]
+        linked = [peer["instance_id"] for peer in peers if peer["name"] in names and peer["state"] == "up"]
+        return len(linked) == 2 and len(set(linked)) == 1
+
+    mesh.wait("one of the two is told", is_one_told)
+    mesh.wait("only one takes part", takes_one_part)
+    session = mesh.submit(thought="undisturbed", branches=[{"ritual": "echo", "task": "x"}], on="node-1")
+    assert mesh.wait_session(session["id"], on="node-1")["status"] == "completed"
+    if not all(daemon.is_running for daemon in pair):
+        ended = next(daemon for daemon in pair if not daemon.is_running)
+        assert "one of the two data directories is a copy" in ended.log_text()
 
 
 GARBAGE = {

@@ -56,7 +56,7 @@ def test_the_judge_knows_itself_and_its_clone() -> None:
     refuse = judge(OURS, hello(node_id=ME, instance_id=InstanceId("2")), ME)
     assert refuse is not None
     assert refuse.code == "cloned_identity"
-    assert cloned_instance(hello(), hello()).code == "cloned_identity"
+    assert cloned_instance(hello(), "b", InstanceId("2")).code == "cloned_identity"
 
 
 def test_hellos_of_other_versions_are_understood_as_such() -> None:
