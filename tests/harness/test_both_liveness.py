@@ -95,7 +95,9 @@ def test_a_leader_drains_in_the_middle_of_a_session_and_nothing_is_lost(mesh: Me
     other = mesh.followers()[0]
     session = working(mesh, leader, other)
     ask(mesh, other, leader, action="drain").expect(200)
-    mesh.wait("another leads", lambda: ((mesh.status(other) or {})["leader"] or {}).get("name") not in (leader, None))
+    mesh.wait(
+        "another leads", lambda: ((mesh.status(other) or {}).get("leader") or {}).get("name") not in (leader, None)
+    )
     assert mesh.wait_session(session, on=other)["status"] == "completed"
     assert attempts(mesh, session, other) == {1}
     mesh.wait("it is drained", lambda: member(mesh, leader, other)["draining"] == "drained")

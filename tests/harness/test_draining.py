@@ -45,7 +45,7 @@ def planned(mesh: VirtualMesh, leaver: str) -> Any:
 
 
 def voters(mesh: VirtualMesh, on: str) -> set[str]:
-    return {voter["name"] for voter in (mesh.status(on) or {})["voters"]}
+    return {voter["name"] for voter in (mesh.status(on) or {}).get("voters", ())}
 
 
 def submit(mesh: VirtualMesh, on: str, branches: int = 9) -> str:

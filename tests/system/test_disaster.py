@@ -129,6 +129,11 @@ def test_what_ran_when_the_backup_was_taken_runs_again_in_the_restored_mesh(mesh
     assert mesh.wait_session(session["id"], on=target.name)["completed"] == len(branches)
 
 
+def is_told_to_move(daemon: Daemon) -> bool:
+    warnings = (daemon.status() or {}).get("warnings", ())
+    return any("data directory must be moved away" in text for text in warnings)
+
+
 def test_one_of_three_recovers_with_its_data(mesh: LocalMesh) -> None:
     mesh.start()
     run_sessions(mesh, 3)
@@ -169,7 +174,7 @@ def test_one_of_three_recovers_with_its_data(mesh: LocalMesh) -> None:
     for daemon in (survivor, other):
         mesh.wait("both sides say what to do", lambda daemon=daemon: "superseded_mesh" in daemon.log_text())  # type: ignore[misc]
         assert "move its data directory away" in daemon.log_text()
-        assert any("data directory must be moved away" in text for text in (daemon.status() or {})["warnings"])
+        mesh.wait("its status too", lambda daemon=daemon: is_told_to_move(daemon))  # type: ignore[misc]
     assert everything(survivor)["sessions"][0]["status"] == "completed"
     other.kill()
     survivor.kill()

@@ -93,7 +93,8 @@ def test_it_works_and_comes_back_without_being_reachable(tmp_path: Path) -> None
         mesh.kill("node-1")
         mesh["node-1"].start()
         mesh.wait(
-            "it is back", lambda: (leaf.status() or {}).get("ready") and (leaf.status() or {})["parents_found"] > 1
+            "it is back",
+            lambda: (leaf.status() or {}).get("ready") and (leaf.status() or {}).get("parents_found", 0) > 1,
         )
         session = mesh.submit(thought="y", branches=waits(12, 0.5), on="leaf-1")
         assert mesh.wait_session(session["id"], on="leaf-1")["completed"] == 12
